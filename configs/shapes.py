@@ -1,0 +1,52 @@
+"""F-Net on the embedded `shapes` scenes: every part of the network, small enough for a CPU.
+
+    python main.py --config configs/shapes.py --mode train --workdir runs/shapes
+"""
+
+from fnet_jax.configs import base
+
+
+def get_config():
+    """Returns the configuration of this experiment."""
+    config = base.get_config()
+    config.dataset.name = "shapes"
+    config.dataset.num_workers = 0
+
+    image = config.image
+    image.color_order = "rgb"
+    image.train_scales = (128,)
+    image.test_scale = 128
+    image.max_size = 160
+    image.buckets = ((128, 160), (160, 128))
+
+    # Sides of 26, 36, 48 and 66 px at the test scale, wide to tall.
+    sides = (26, 36, 48, 66)
+    ratios = (0.7, 1.0, 1.4)
+    config.anchors.scales = tuple(s / 16 * 600 / image.test_scale for s in sides for _ in ratios)
+    config.anchors.ratios = ratios * len(sides)
+
+    model = config.model
+    model.vgg_widths = (16, 16, 32, 32, 64, 64, 64, 96, 96, 96, 128, 128, 128)
+    model.dim_rpn = 128
+    model.dim_object = model.dim_subgraph = model.dim_predicate = 128
+    model.dim_attention = 64
+    model.subgraph_capacities = (96, 192)
+
+    rpn = config.rpn_train
+    rpn.pre_nms, rpn.post_nms = 1000, 200
+    rpn.negative_overlap, rpn.positive_overlap = 0.35, 0.5
+    rpn.batch_size = 128
+
+    train = config.train
+    train.stage = "from_scratch"
+    train.frozen_backbone_layers = 0
+    train.backbone_lr_factor = 1.0
+    train.optimizer = "adam"
+    train.learning_rate = 1e-3
+    train.object_batch, train.relation_batch = 64, 128
+    train.epochs, train.lr_decay_epochs = 3, 2
+    train.class_weights = False
+
+    test = config.test
+    test.pre_nms, test.post_nms, test.max_objects = 1000, 64, 32
+    return config

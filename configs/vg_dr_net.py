@@ -1,0 +1,19 @@
+"""F-Net on VG-DR-Net (399 object and 24 predicate classes), the published recipe.
+
+    python main.py --config configs/vg_dr_net.py --mode train --workdir runs/vg_dr_net \\
+        --config.dataset.manual_dir=/path/to/svg --config.train.init_from=vgg16.pth
+
+Published with the original code: relationship recall@50 19.807, @100 25.488
+(paper: relationship recall@50 19.88, phrase recall@50 26.91).
+"""
+
+from fnet_jax.configs import base
+
+
+def get_config():
+    """Returns the configuration of this experiment."""
+    config = base.get_config()
+    config.dataset.name = "vg_dr_net"
+    config.model.geometry = "v1"
+    config.model.bottleneck = False
+    return config

@@ -1,0 +1,96 @@
+"""Linear and convolution layers that start as PyTorch's do, and grouped dropout."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+DROPOUT_GROUPS = 16
+
+
+def _uniform(bound: float):
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def _initializers(kernel_init: str | float, fan_in: int):
+    """(kernel, bias) initializers.
+
+    `kernel_init` is a standard deviation (normal weights; biases keep PyTorch's default, uniform within
+    1/sqrt(fan_in)), "he_uniform" or "he_normal" (zero biases), or "default" (PyTorch's).
+    """
+    default = _uniform(fan_in**-0.5)
+    if kernel_init == "default":
+        return default, default
+    if kernel_init == "he_uniform":
+        return _uniform((6.0 / fan_in) ** 0.5), nn.initializers.zeros
+    if kernel_init == "he_normal":
+        return nn.initializers.normal((2.0 / fan_in) ** 0.5), nn.initializers.zeros
+    return nn.initializers.normal(kernel_init), default
+
+
+class Linear(nn.Module):
+    """y = x W + b over the last axis; also every 1x1 convolution of a channels-last map."""
+
+    features: int
+    kernel_init: str | float = "default"
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x):  # (..., in) -> (..., features)
+        kernel_init, bias_init = _initializers(self.kernel_init, x.shape[-1])
+        y = x @ self.param("kernel", kernel_init, (x.shape[-1], self.features))
+        if self.use_bias:
+            y = y + self.param("bias", bias_init, (self.features,))
+        return y
+
+
+def convolve(x, kernel):
+    """3x3 convolution, stride 1, zero padding 1: (n, h, w, in), (3, 3, in, out) -> (n, h, w, out)."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def convolve_small(x, kernel):
+    """`convolve` as nine matrix products, for many small maps.
+
+    As fast as the built-in convolution there, and its gradient stays fast inside a conditional,
+    where XLA:CPU computes that of a convolution by its slowest path (ten times slower).
+    """
+    h, w = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return sum(padded[:, i : i + h, j : j + w] @ kernel[i, j] for i in range(3) for j in range(3))
+
+
+class Conv3x3(nn.Module):
+    """3x3 convolution with bias; `convolve` says how it is computed."""
+
+    features: int
+    kernel_init: str | float = "default"
+    convolve: Callable = convolve
+
+    @nn.compact
+    def __call__(self, x):  # (n, h, w, in) -> (n, h, w, features)
+        shape = (3, 3, x.shape[-1], self.features)
+        kernel_init, bias_init = _initializers(self.kernel_init, 9 * x.shape[-1])
+        kernel = self.param("kernel", kernel_init, shape)
+        return self.convolve(x, kernel) + self.param("bias", bias_init, (self.features,))
+
+
+class GroupDropout(nn.Module):
+    """Drops whole groups of neighbouring channels (16 groups), the same at every position of a map."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):  # (n, ..., channels)
+        if not train or self.rate == 0.0:
+            return x
+        shape = (x.shape[0], *(1,) * (x.ndim - 2), DROPOUT_GROUPS, 1)
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, shape)
+        groups = x.reshape(*x.shape[:-1], DROPOUT_GROUPS, -1)
+        return jnp.where(keep, groups / (1.0 - self.rate), 0.0).reshape(x.shape)

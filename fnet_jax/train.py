@@ -1,0 +1,301 @@
+"""The training loop, in the order in which it happens: step, check, evaluate, save.
+
+Everything that a step depends on (parameters, optimizer state, step number, data position) is in
+the checkpoint, and random keys follow from the step number. A resumed run therefore repeats, bit
+for bit, what an undisturbed one computes.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from fnet_jax import checkpoint as checkpoint_lib
+from fnet_jax import optim, train_step
+from fnet_jax.errors import UserError
+from fnet_jax.train_log import TrainLog
+
+BEST_METRIC = "relationship_recall@50"
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """How training ended.
+
+    Attributes:
+      params: the parameter tree, on the first device.
+      step: optimizer steps done in total.
+      epoch: epochs completed.
+      best_metric: best `BEST_METRIC` of all evaluations; None if there was none.
+      interrupted: True if SIGTERM ended the run before its last step (the state is saved).
+    """
+
+    params: dict[str, Any]
+    step: int
+    epoch: int
+    best_metric: float | None
+    interrupted: bool
+
+
+def fit(
+    *,
+    loss_fn: train_step.LossFn,
+    params: Mapping[str, Any],
+    batches: train_step.Batches,
+    num_images: int,
+    config: Any,
+    workdir: str,
+    seed: int,
+    image_name: Callable[[int], str] = str,
+    evaluate_fn: Callable[[dict[str, Any]], Mapping[str, float]] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    resume_from: str | None = None,
+) -> FitResult:
+    """Trains a model, or goes on with training where the workdir's latest checkpoint ends.
+
+    Args:
+      loss_fn: (params, example, key, phase) -> (loss, {term: scalar}) of one image; `example` is
+        a batch without its leading axis, `phase` is static and says which losses count.
+      params: initial parameter tree; its top-level names decide the groups (see `optim.group_of`).
+      batches: yields for each micro-step a dict of arrays with one image per local device on the
+        leading axis, "image_index" among them.
+      num_images: images of the training split, over all processes; defines the epoch.
+      config: the section `config.train`.
+      workdir: folder of checkpoints and logs.
+      seed: of all random sampling in training.
+      image_name: what to call the image of an "image_index" in messages.
+      evaluate_fn: params -> metrics; the checkpoint with the highest `BEST_METRIC` is the best.
+        Runs each `eval_every_epochs` epochs (0: never before the end) and after the last one.
+      metadata: JSON-able facts to keep with the weights: config, object_names, predicate_names,
+        anchors. The last three must agree with those of the checkpoint resumed from.
+      resume_from: another run's checkpoint to go on from while the workdir has none itself.
+
+    Raises:
+      NonFiniteLossError: if a loss term is NaN or infinite; earlier checkpoints stay as they are.
+      UserError: for an impossible config, or a checkpoint that is unreadable or does not fit.
+    """
+    plan = _Plan.from_config(config, num_images)
+    metadata = dict(metadata or {})
+
+    # ---- Where to begin
+    saved = checkpoint_lib.restore_latest(workdir, params)
+    source = workdir
+    if saved is None and resume_from:
+        saved, source = checkpoint_lib.restore(resume_from, params), resume_from
+    first_step = saved.step if saved else 0
+    best_metric = checkpoint_lib.restore_best_metric(workdir)
+    phase = plan.phase(first_step)
+    state = train_step.fresh_state(saved.params if saved else params, phase, plan.optimizer)
+    messages = []
+    if saved:
+        checkpoint_lib.check_metadata(saved, metadata, source)
+        _restore_data_position(batches, saved, source)
+        messages.append(f"going on from {source} at step {first_step} of {plan.last_step}")
+        optimizer_state = checkpoint_lib.unflatten_state(saved.optimizer, state.optimizer)
+        if optimizer_state is None:
+            messages.append(
+                "stage or optimizer differ from the checkpoint's: fresh optimizer state"
+            )
+        else:
+            state = state._replace(optimizer=train_step.replicate(optimizer_state))
+
+    checkpoints = checkpoint_lib.Checkpoints(workdir)
+    log = TrainLog(
+        workdir,
+        every=config.log_every_steps,
+        first_step=first_step,
+        last_step=plan.last_step,
+        images_per_step=plan.images_per_step,
+        window=saved.log_window if saved else {},
+        enabled=jax.process_index() == 0,
+    )
+    for message in messages:
+        log.message(message)
+
+    def build(phase: optim.Phase) -> train_step.StepFunctions:
+        return train_step.make_step_functions(
+            loss_fn, phase, plan.optimizer, seed=seed, accumulate_steps=config.accumulate_steps
+        )
+
+    def settle(pending: train_step.PendingStep | None) -> None:
+        """Checks and logs the losses of a step that was started."""
+        nonlocal clock, waited
+        if pending is not None:
+            kept = checkpoints.step(checkpoint_lib.LATEST)
+            terms = train_step.checked_terms(pending, image_name, kept)
+            now = time.perf_counter()
+            log.step(pending.step, pending.epoch, pending.learning_rate, terms, now - clock, waited)
+            clock, waited = now, 0.0
+
+    def save(kind: str, step: int) -> None:
+        checkpoints.save(
+            kind,
+            checkpoint_lib.Checkpoint(
+                step=step,
+                epoch=plan.epoch(step),
+                params=jax.device_get(train_step.params_of(state)),
+                optimizer=checkpoint_lib.flatten_state(state.optimizer),
+                data_states=checkpoint_lib.gather_states(batches.get_state()),
+                best_metric=best_metric,
+                log_window=log.window,
+                metadata=metadata,
+            ),
+        )
+
+    # ---- The loop
+    step, interrupted = first_step, False
+    functions = build(phase)
+    pending = None
+    clock, waited = time.perf_counter(), 0.0  # since the last log.step
+    with _SigtermRequest() as sigterm, contextlib.closing(log), contextlib.closing(checkpoints):
+        while step < plan.last_step and not interrupted:
+            epoch = plan.epoch(step)
+            state, started = train_step.dispatch(
+                functions,
+                state,
+                batches,
+                step=step,
+                epoch=epoch,
+                learning_rate=plan.learning_rate(epoch, phase),
+                accumulate_steps=config.accumulate_steps,
+            )
+            waited += started.wait_seconds
+            # Looking at the losses of the step before while this one runs keeps devices busy.
+            settle(pending)
+            pending = started
+            step += 1
+
+            interrupted = sigterm.stops_at(step) and step < plan.last_step
+            evaluates = evaluate_fn is not None and plan.evaluates_after(step)
+            if evaluates or interrupted or plan.saves_after(step):
+                # Nothing is evaluated or saved before its own losses are known to be finite.
+                settle(pending)
+                pending = None
+            if plan.phase(step) != phase:
+                phase = plan.phase(step)
+                functions = build(phase)
+                state = train_step.fresh_state(train_step.params_of(state), phase, plan.optimizer)
+            if evaluates:
+                metrics = evaluate_fn(train_step.params_of(state))
+                log.evaluation(step, plan.epoch(step), metrics)
+                if best_metric is None or metrics[BEST_METRIC] > best_metric:
+                    best_metric = float(metrics[BEST_METRIC])
+                    save(checkpoint_lib.BEST, step)
+            if evaluates or interrupted or plan.saves_after(step):
+                save(checkpoint_lib.LATEST, step)
+                clock = time.perf_counter()
+        if interrupted:
+            log.message(f"SIGTERM: saved step {step}; the same command goes on from there")
+    return FitResult(train_step.params_of(state), step, plan.epoch(step), best_metric, interrupted)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What happens at which step; "after step n" means that n optimizer steps are done."""
+
+    config: Any
+    phases: tuple[optim.Phase, ...]
+    optimizer: Any
+    images_per_step: int
+    steps_per_epoch: int
+    last_step: int
+
+    @classmethod
+    def from_config(cls, config: Any, num_images: int) -> "_Plan":
+        for name in ("epochs", "accumulate_steps", "log_every_steps", "checkpoint_every_steps"):
+            if config[name] < 1:
+                raise UserError(f"config.train.{name}={config[name]} must be at least 1")
+        if num_images < 1:
+            raise UserError("The training split has no images; see config.dataset.train_split")
+        images_per_step = jax.device_count() * config.accumulate_steps
+        steps_per_epoch = math.ceil(num_images / images_per_step)
+        steps = config.epochs * steps_per_epoch
+        return cls(
+            config=config,
+            phases=optim.phases(
+                config.stage,
+                lr_decay_epochs=config.lr_decay_epochs,
+                frozen_backbone_layers=config.frozen_backbone_layers,
+            ),
+            optimizer=optim.make_optimizer(
+                config.optimizer,
+                momentum=config.momentum,
+                nesterov=config.nesterov,
+                weight_decay=config.weight_decay,
+                clip_norm=config.clip_norm,
+                backbone_lr_factor=config.backbone_lr_factor,
+            ),
+            images_per_step=images_per_step,
+            steps_per_epoch=steps_per_epoch,
+            last_step=steps if config.max_steps is None else min(steps, config.max_steps),
+        )
+
+    def epoch(self, step: int) -> int:
+        """Epochs completed after this many steps, which is also the epoch of the next step."""
+        return step // self.steps_per_epoch
+
+    def phase(self, step: int) -> optim.Phase:
+        """The phase of the step that follows `step` done ones."""
+        return optim.phase_at(self.phases, self.epoch(step))
+
+    def learning_rate(self, epoch: int, phase: optim.Phase) -> float:
+        return optim.learning_rate(
+            epoch,
+            phase,
+            base=self.config.learning_rate,
+            decay=self.config.lr_decay,
+            decay_epochs=self.config.lr_decay_epochs,
+        )
+
+    def evaluates_after(self, step: int) -> bool:
+        epoch, rest = divmod(step, self.steps_per_epoch)
+        every = self.config.eval_every_epochs
+        return rest == 0 and (epoch == self.config.epochs or bool(every and epoch % every == 0))
+
+    def saves_after(self, step: int) -> bool:
+        return step == self.last_step or step % self.config.checkpoint_every_steps == 0
+
+
+def _restore_data_position(
+    batches: train_step.Batches, saved: checkpoint_lib.Checkpoint, source: str
+) -> None:
+    if len(saved.data_states) != jax.process_count():
+        raise UserError(
+            f"The checkpoint at {source} was made by {len(saved.data_states)} processes, now there "
+            f"are {jax.process_count()}; start as many, or train from its weights with "
+            "--config.train.init_from and another --workdir"
+        )
+    batches.set_state(saved.data_states[jax.process_index()])
+
+
+class _SigtermRequest:
+    """Turns SIGTERM into a request to stop after the current step."""
+
+    def __enter__(self):
+        self._asked = False
+        # With several processes JAX listens itself, and makes all of them agree on a step.
+        alone = jax.process_count() == 1
+        self._listens = alone and threading.current_thread() is threading.main_thread()
+        if self._listens:
+            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        if self._listens:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _ask(self, *_):
+        self._asked = True
+
+    def stops_at(self, step: int) -> bool:
+        """Whether to stop with this many steps done; the same answer in all processes."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked

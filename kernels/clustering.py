@@ -1,0 +1,180 @@
+"""Clustering of relationship candidates into subgraphs: NMS that remembers the keeper.
+
+F-Net, sec. 3.2: the union boxes of all R x R object pairs are suppressed greedily by score, and a
+suppressed pair shares the subgraph of the box that absorbed it.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fnet_jax.kernels.boxes import union_boxes
+
+
+class PairClusters(NamedTuple):
+    """Clusters of ordered object pairs (i, j), numbered by their representative's `i * R + j`.
+
+    Attributes:
+      boxes: `[capacity, 4]` float32, the representative's union box; zeros in unused slots.
+      mask: `[capacity]` bool; used slots come first.
+      pair_cluster: `[R, R]` int32 (symmetric); -1 for invalid pairs and for overflow.
+      incidence: `[capacity, R]` bool: some pair of the cluster has this object.
+      count: `[]` int32, clusters found, at most `capacity`.
+      overflow: `[]` int32, valid ordered pairs left without a cluster; 0 if capacity sufficed.
+    """
+
+    boxes: jax.Array
+    mask: jax.Array
+    pair_cluster: jax.Array
+    incidence: jax.Array
+    count: jax.Array
+    overflow: jax.Array
+
+
+class _Pairs(NamedTuple):
+    """Union boxes of unordered pairs; `score` is -inf once a pair belongs to a cluster."""
+
+    box: jax.Array  # [4, P]
+    area: jax.Array  # [P]
+    score: jax.Array  # [P]
+    code: jax.Array  # [P] int32, i * R + j, ascending
+
+
+class _Progress(NamedTuple):
+    """Clusters picked so far, in the order of picking."""
+
+    count: jax.Array  # []
+    alive: jax.Array  # [] int32, pairs without a cluster
+    box: jax.Array  # [capacity, 4]
+    code: jax.Array  # [capacity] of the representatives; R * R in unused slots
+
+
+def cluster_pairs(
+    boxes: jax.Array,
+    scores: jax.Array,
+    iou_threshold: float,
+    capacity: int,
+    *,
+    mask: jax.Array | None = None,
+) -> PairClusters:
+    """Cluster the union boxes of all ordered pairs of objects, self-pairs included.
+
+    Greedy: the best pair without a cluster represents a new one, and absorbs every other pair
+    without a cluster whose union box overlaps its own at IoU **>=** `iou_threshold`. The score of
+    a pair is the float32 product of its objects' scores; equal scores rank by lowest pair index
+    `i * R + j`. (i, j) and (j, i) have the same box and score and so always share a cluster: the
+    work is done on the distinct pairs i <= j.
+
+    Args:
+      boxes: `[R, 4]` float32 inclusive pixels.
+      scores: `[R]` float32.
+      iou_threshold: in (0, 1].
+      capacity: static number of cluster slots. When it is exhausted the remaining pairs get -1
+        and are counted in `overflow`.
+      mask: `[R]` bool, True for valid objects (default: all); others take part in nothing.
+    """
+    number = boxes.shape[0]
+    if mask is None:
+        mask = jnp.ones(number, bool)
+    first, second = (index.astype(np.int32) for index in np.triu_indices(number))
+    box = union_boxes(boxes[first], boxes[second]).T
+    valid = mask[first] & mask[second]
+    pairs = _Pairs(
+        box=box,
+        area=_area(box),
+        score=jnp.where(valid, scores[first] * scores[second], -jnp.inf),
+        code=jnp.asarray(first * number + second),
+    )
+    progress = _Progress(
+        count=jnp.zeros((), jnp.int32),
+        alive=jnp.sum(valid, dtype=jnp.int32),
+        box=jnp.zeros((capacity, 4), boxes.dtype),
+        code=jnp.full(capacity, number * number, jnp.int32),
+    )
+    cluster, progress = _absorb(pairs, progress, iou_threshold)
+
+    # Renumber from the order of picking to the order of the representatives' pair index.
+    slots = jnp.arange(capacity, dtype=jnp.int32)
+    _, order = jax.lax.sort_key_val(progress.code, slots, is_stable=True)
+    renumbered = jnp.zeros_like(slots).at[order].set(slots)
+    cluster = jnp.where(cluster >= 0, renumbered[cluster], -1)
+
+    lookup = np.zeros((number, number), np.int32)
+    lookup[first, second] = lookup[second, first] = np.arange(len(first))
+    pair_cluster = cluster[lookup]
+    ordered = jnp.where(jnp.asarray(first == second), 1, 2)
+    slot = jnp.where(pair_cluster >= 0, pair_cluster, capacity)
+    incidence = jnp.zeros((capacity, number), bool)
+    incidence = incidence.at[slot, jnp.arange(number, dtype=jnp.int32)].set(True, mode="drop")
+    return PairClusters(
+        boxes=progress.box[order],
+        mask=slots < progress.count,
+        pair_cluster=pair_cluster,
+        incidence=incidence,
+        count=progress.count,
+        overflow=jnp.sum(jnp.where(valid & (cluster < 0), ordered, 0), dtype=jnp.int32),
+    )
+
+
+def _absorb(pairs: _Pairs, progress: _Progress, iou_threshold: float):
+    """Pick clusters until no pair is left or capacity is exhausted.
+
+    Each pick reads all pairs, and most pairs are gone after a few picks: so once a quarter is left
+    the survivors move to a smaller array, and so on.
+
+    Returns:
+      (cluster of each pair `[P]` int32 in order of picking or -1, progress).
+    """
+    size = pairs.score.shape[0]
+    capacity = progress.code.shape[0]
+    smaller = math.ceil(size / 4) if size > 256 else 0
+    lane = jnp.arange(size, dtype=jnp.int32)
+
+    def picking(state):
+        _, _, progress = state
+        return (progress.alive > smaller) & (progress.count < capacity)
+
+    def pick(state):
+        score, cluster, progress = state
+        # Maximum, then its first place: both reductions vectorise, an argmax does not.
+        keeper = jnp.min(jnp.where(score == jnp.max(score), lane, size - 1))
+        box = pairs.box[:, keeper]
+        width = jnp.minimum(box[2], pairs.box[2]) - jnp.maximum(box[0], pairs.box[0]) + 1.0
+        height = jnp.minimum(box[3], pairs.box[3]) - jnp.maximum(box[1], pairs.box[1]) + 1.0
+        intersection = jnp.maximum(width, 0.0) * jnp.maximum(height, 0.0)
+        union = pairs.area[keeper] + pairs.area - intersection
+        absorbed = (intersection >= iou_threshold * union) & (union > 0.0)
+        absorbed = (absorbed | (lane == keeper)) & (score > -jnp.inf)
+        progress = _Progress(
+            count=progress.count + 1,
+            alive=progress.alive - jnp.sum(absorbed, dtype=jnp.int32),
+            box=progress.box.at[progress.count].set(box),
+            code=progress.code.at[progress.count].set(pairs.code[keeper]),
+        )
+        cluster = jnp.where(absorbed, state[2].count, cluster)
+        return jnp.where(absorbed, -jnp.inf, score), cluster, progress
+
+    state = (pairs.score, jnp.full(size, -1, jnp.int32), progress)
+    score, cluster, progress = jax.lax.while_loop(picking, pick, state)
+    if smaller:
+        # If capacity ran out early the survivors may not fit; they keep their -1 all the same.
+        (survivors,) = jnp.nonzero(score > -jnp.inf, size=smaller, fill_value=size)
+        survivors = survivors.astype(jnp.int32)
+        rest = _Pairs(
+            box=pairs.box.at[:, survivors].get(mode="fill", fill_value=0.0),
+            area=pairs.area.at[survivors].get(mode="fill", fill_value=0.0),
+            score=score.at[survivors].get(mode="fill", fill_value=-jnp.inf),
+            code=pairs.code.at[survivors].get(mode="fill", fill_value=0),
+        )
+        rest_cluster, progress = _absorb(rest, progress, iou_threshold)
+        cluster = cluster.at[survivors].set(rest_cluster, mode="drop")
+    return cluster, progress
+
+
+def _area(box: jax.Array) -> jax.Array:
+    """Inclusive areas `[P]` of column boxes `[4, P]`."""
+    x1, y1, x2, y2 = box
+    return jnp.maximum(x2 - x1 + 1.0, 0.0) * jnp.maximum(y2 - y1 + 1.0, 0.0)

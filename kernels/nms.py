@@ -1,0 +1,223 @@
+"""Greedy non-maximum suppression: of boxes, of boxes within a class, of triplets.
+
+One core serves all three. It walks the candidates in rank order in blocks: a block is first
+compared with everything kept so far, then settled within itself, and the walk stops as soon as
+enough are kept. That is exactly the greedy rule (keep a candidate unless an earlier *kept* one
+suppresses it), without an N x N matrix.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_BLOCK = 256
+
+
+class Kept(NamedTuple):
+    """What a suppression kept, in rank order.
+
+    Attributes:
+      indices: `[max_output]` int32 into the inputs; 0 in unused slots.
+      mask: `[max_output]` bool, True where a slot is used; used slots come first.
+    """
+
+    indices: jax.Array
+    mask: jax.Array
+
+
+class _Candidates(NamedTuple):
+    """Candidates column by column, so that comparing two sets vectorises over the last axis.
+
+    Attributes:
+      corners: `[4 * B, N]` float32, `B` boxes a candidate, each x1, y1, x2, y2.
+      labels: `[L, N]` int32; only candidates with equal labels suppress each other.
+    """
+
+    corners: jax.Array
+    labels: jax.Array
+
+
+def nms(
+    boxes: jax.Array,
+    scores: jax.Array,
+    iou_threshold: float,
+    max_output: int,
+    *,
+    mask: jax.Array | None = None,
+) -> Kept:
+    """Greedy NMS: a box is dropped if a kept box of higher score overlaps it too much.
+
+    Args:
+      boxes: `[N, 4]` float32 inclusive pixels. Empty boxes neither suppress nor are suppressed.
+      scores: `[N]` float32; equal scores rank by lowest index.
+      iou_threshold: suppression at IoU **>** this, in [0, 1].
+      max_output: static number of slots; the best `max_output` survivors are returned.
+      mask: `[N]` bool, True for valid boxes (default: all).
+
+    Returns:
+      `Kept`, by descending score.
+    """
+    no_labels = jnp.zeros((0, boxes.shape[0]), jnp.int32)
+    return _nms_by_score(_Candidates(boxes.T, no_labels), scores, iou_threshold, max_output, mask)
+
+
+def class_aware_nms(
+    boxes: jax.Array,
+    scores: jax.Array,
+    classes: jax.Array,
+    iou_threshold: float,
+    max_output: int,
+    *,
+    mask: jax.Array | None = None,
+) -> Kept:
+    """`nms` in which only boxes of the same class (`classes [N]` int32) suppress each other."""
+    candidates = _Candidates(boxes.T, classes[None])
+    return _nms_by_score(candidates, scores, iou_threshold, max_output, mask)
+
+
+def triplet_nms(
+    subject_boxes: jax.Array,
+    object_boxes: jax.Array,
+    subject_classes: jax.Array,
+    predicates: jax.Array,
+    object_classes: jax.Array,
+    iou_threshold: float,
+    max_output: int,
+    *,
+    mask: jax.Array | None = None,
+) -> Kept:
+    """NMS of triplets that are already in rank order.
+
+    A triplet is dropped if an earlier kept one has the same subject class, predicate and object
+    class, and *both* its boxes overlap at IoU > `iou_threshold`.
+
+    Args:
+      subject_boxes, object_boxes: `[N, 4]` float32.
+      subject_classes, predicates, object_classes: `[N]` int32.
+      iou_threshold, max_output, mask: as in `nms`.
+    """
+    candidates = _Candidates(
+        jnp.concatenate([subject_boxes.T, object_boxes.T]),
+        jnp.stack([subject_classes, predicates, object_classes]),
+    )
+    if mask is None:
+        mask = jnp.ones(subject_boxes.shape[0], bool)
+    return _greedy(candidates, mask, _overlap_predicate(iou_threshold), max_output)
+
+
+def _nms_by_score(candidates, scores, iou_threshold, max_output, mask) -> Kept:
+    """Rank the candidates by descending score, suppress, and map back to input indices."""
+    count = scores.shape[0]
+    if mask is None:
+        mask = jnp.ones(count, bool)
+    key = jnp.where(mask, -scores, jnp.inf)  # masked ones last: the walk ends before them
+    _, order = jax.lax.sort_key_val(key, jnp.arange(count, dtype=jnp.int32), is_stable=True)
+    ranked = jax.tree.map(lambda column: column[:, order], candidates)
+    kept = _greedy(ranked, mask[order], _overlap_predicate(iou_threshold), max_output)
+    return Kept(jnp.where(kept.mask, order[kept.indices], 0), kept.mask)
+
+
+def _overlap_predicate(iou_threshold: float) -> Callable[[Any, Any], jax.Array]:
+    """Elementwise "a suppresses b": equal labels, and every box overlaps at IoU > threshold."""
+
+    def suppresses(a: _Candidates, b: _Candidates) -> jax.Array:
+        result = jnp.ones((), bool)
+        for label_a, label_b in zip(a.labels, b.labels, strict=True):
+            result &= label_a == label_b
+        for first in range(0, len(a.corners), 4):
+            result &= _overlaps(a.corners[first : first + 4], b.corners[first : first + 4])
+        return result
+
+    def _overlaps(a: jax.Array, b: jax.Array) -> jax.Array:
+        width = jnp.minimum(a[2], b[2]) - jnp.maximum(a[0], b[0]) + 1.0
+        height = jnp.minimum(a[3], b[3]) - jnp.maximum(a[1], b[1]) + 1.0
+        intersection = jnp.maximum(width, 0.0) * jnp.maximum(height, 0.0)
+        # A product, not a quotient: the same decision on every backend (see boxes.py).
+        return intersection > iou_threshold * (_area(a) + _area(b) - intersection)
+
+    def _area(corners: jax.Array) -> jax.Array:
+        x1, y1, x2, y2 = corners
+        return jnp.maximum(x2 - x1 + 1.0, 0.0) * jnp.maximum(y2 - y1 + 1.0, 0.0)
+
+    return suppresses
+
+
+def _greedy(candidates, mask, suppresses, max_output: int) -> Kept:
+    """Greedy suppression of candidates in rank order.
+
+    Args:
+      candidates: pytree of `[columns, N]` arrays.
+      mask: `[N]` bool.
+      suppresses: elementwise predicate of two such pytrees without the last axis.
+      max_output: number of slots.
+    """
+    count = mask.shape[0]
+    block = min(_BLOCK, count)
+    if not block or not max_output:
+        return Kept(jnp.zeros(max_output, jnp.int32), jnp.zeros(max_output, bool))
+    padding = -count % block
+    candidates, mask = jax.tree.map(
+        lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)]), (candidates, mask)
+    )
+    # One past the last valid candidate: the walk need not go further.
+    end = jnp.max(jnp.where(mask, jnp.arange(1, count + padding + 1, dtype=jnp.int32), 0))
+    lane = jnp.arange(block, dtype=jnp.int32)
+    earlier = lane[:, None] < lane[None, :]
+    # Whole blocks of kept candidates are compared, so the buffer is a multiple of a block, and one
+    # block longer than the slots so that the last block of survivors fits whole.
+    slots = (-(-max_output // block) + 1) * block
+
+    def any_suppresses(a, b, pairs):
+        """For each b: does any a suppress it, over the allowed `pairs` `[a, 1]`?"""
+        a, b = jax.tree.map(lambda x: x[:, :, None], a), jax.tree.map(lambda x: x[:, None], b)
+        return jnp.any(suppresses(a, b) & pairs, axis=0)
+
+    def slice_block(columns, start):
+        return jax.lax.dynamic_slice_in_dim(columns, start, block, axis=-1)
+
+    def walk_on(state):
+        start, kept_count, _, _ = state
+        return (start < end) & (kept_count < max_output)
+
+    def walk(state):
+        start, kept_count, kept, kept_indices = state
+        new = jax.tree.map(lambda x: slice_block(x, start), candidates)
+        alive = slice_block(mask, start)
+
+        def against_kept(i, alive):
+            old = jax.tree.map(lambda x: slice_block(x, i * block), kept)
+            used = i * block + lane < kept_count
+            return alive & ~any_suppresses(old, new, used[:, None])
+
+        alive = jax.lax.fori_loop(0, -(-kept_count // block), against_kept, alive)
+
+        # Within the block: iterate "alive unless an earlier kept one suppresses" to its only fixed
+        # point, the greedy answer. Round k settles at least the first k candidates.
+        inside = suppresses(
+            jax.tree.map(lambda x: x[:, :, None], new), jax.tree.map(lambda x: x[:, None], new)
+        )
+        inside &= earlier
+
+        def settle(state):
+            _, keep = state
+            return keep, alive & ~jnp.any(inside & keep[:, None], axis=0)
+
+        first = alive & ~jnp.any(inside & alive[:, None], axis=0)
+        _, keep = jax.lax.while_loop(lambda s: jnp.any(s[0] != s[1]), settle, (alive, first))
+
+        # Survivors move to the front of the block, and the block to the end of the kept list.
+        # What lies behind them is overwritten later or masked by `kept_count`.
+        slot = kept_count + jnp.cumsum(keep, dtype=jnp.int32) - 1
+        slot = jnp.where(keep, slot, slots)
+        kept = jax.tree.map(lambda k, x: k.at[:, slot].set(x, mode="drop"), kept, new)
+        kept_indices = kept_indices.at[slot].set(start + lane, mode="drop")
+        return start + block, kept_count + jnp.sum(keep, dtype=jnp.int32), kept, kept_indices
+
+    kept = jax.tree.map(lambda x: jnp.zeros((x.shape[0], slots), x.dtype), candidates)
+    zero = jnp.zeros((), jnp.int32)
+    state = (zero, zero, kept, jnp.zeros(slots, jnp.int32))
+    _, kept_count, _, kept_indices = jax.lax.while_loop(walk_on, walk, state)
+    used = jnp.arange(max_output, dtype=jnp.int32) < kept_count
+    return Kept(jnp.where(used, kept_indices[:max_output], 0), used)

@@ -1,0 +1,216 @@
+"""Checkpoints: what comes back, what survives a kill, what is refused and how."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fnet_jax import checkpoint
+from fnet_jax.checkpoint import BEST, LATEST, Checkpoint, Checkpoints
+from fnet_jax.errors import UserError
+
+
+def make(step: int, **changes) -> Checkpoint:
+    """A checkpoint whose every number depends on its step."""
+    fields = {
+        "step": step,
+        "epoch": step // 10,
+        "params": {
+            "rpn": {"conv": {"kernel": np.full((2, 3), step, np.float32)}},
+            "predicate_score": {"bias": np.arange(3, dtype=np.float32) + step},
+        },
+        "optimizer": {"[0].count": np.array(step, np.int32), "[1].trace['a/b']": np.ones(4) * step},
+        "data_states": [{"position": step, "inner": {"seed": 2**40}}],
+        "best_metric": None,
+        "log_window": {"count": 1, "sums": {"total": 0.1}},
+        "metadata": {
+            "config": {"seed": 1},
+            "object_names": ["background", "dog"],
+            "anchors": [0.1],
+        },
+    }
+    return Checkpoint(**(fields | changes))
+
+
+def assert_equal(a: Checkpoint, b: Checkpoint) -> None:
+    for name in ("step", "epoch", "data_states", "best_metric", "log_window", "metadata"):
+        assert getattr(a, name) == getattr(b, name)
+    for name in ("params", "optimizer"):
+        one, other = getattr(a, name), getattr(b, name)
+        assert jax.tree.structure(one) == jax.tree.structure(other)
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+        assert jax.tree.map(lambda x: x.dtype, one) == jax.tree.map(lambda x: x.dtype, other)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """A workdir with latest = 30 (after 20) and best = 10."""
+    writer = Checkpoints(tmp_path)
+    writer.save(LATEST, make(20))
+    writer.save(BEST, make(10, best_metric=0.25))
+    writer.save(LATEST, make(30, best_metric=0.25))
+    writer.close()
+    return tmp_path
+
+
+def test_round_trip_and_every_way_to_name_it(workdir):
+    latest, best = make(30, best_metric=0.25), make(10, best_metric=0.25)
+    for path, expected in [
+        (workdir, latest),
+        (workdir / "checkpoints", latest),
+        (workdir / "checkpoints" / "latest", latest),
+        (workdir / "checkpoints" / "latest" / "30", latest),
+        (workdir / "checkpoints" / "best", best),
+        (str(workdir / "checkpoints" / "best" / "10"), best),
+    ]:
+        assert_equal(checkpoint.restore(path), expected)
+    assert_equal(checkpoint.restore(workdir, prefer=BEST), best)
+    assert_equal(checkpoint.restore_latest(workdir), latest)
+    assert checkpoint.restore_best_metric(workdir) == 0.25
+
+
+def test_only_the_newest_of_each_kind_is_kept(workdir):
+    names = {p.parent.name + "/" + p.name for p in (workdir / "checkpoints").glob("*/*")}
+    assert names == {"latest/30", "best/10"}
+    reopened = Checkpoints(workdir)
+    assert (reopened.step(LATEST), reopened.step(BEST)) == (30, 10)
+    reopened.save(BEST, make(10, best_metric=0.5))  # a step that is there already
+    reopened.close()
+    assert checkpoint.restore_best_metric(workdir) == 0.5
+
+
+def test_a_workdir_without_checkpoints(tmp_path):
+    assert checkpoint.restore_latest(tmp_path) is None
+    assert checkpoint.restore_best_metric(tmp_path) is None
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match=f"No checkpoint at {path}"):
+            checkpoint.restore(path)
+
+
+def test_best_stands_in_where_there_is_no_latest(workdir):
+    shutil.rmtree(workdir / "checkpoints" / "latest")
+    assert checkpoint.restore(workdir).step == 10
+    assert checkpoint.restore_latest(workdir) is None
+
+
+@pytest.mark.parametrize("damage", ["no metadata", "junk", "no params", "broken json", "old json"])
+def test_unreadable_is_one_line_with_the_path(workdir, damage):
+    step_dir = workdir / "checkpoints" / "latest" / "30"
+    if damage == "no metadata":
+        (step_dir / "params" / "_METADATA").unlink()
+    elif damage == "junk":
+        (step_dir / "params" / "manifest.ocdbt").write_bytes(b"junk")
+    elif damage == "no params":
+        shutil.rmtree(step_dir / "params")
+    elif damage == "broken json":
+        (step_dir / "meta" / "metadata").write_text("{")
+    else:
+        (step_dir / "meta" / "metadata").write_text('{"stepp": 3}')
+    with pytest.raises(UserError, match=str(step_dir)) as caught:
+        checkpoint.restore(step_dir)
+    assert "\n" not in str(caught.value)
+
+
+def test_misfits_are_listed(workdir):
+    template = {
+        "rpn": {"conv": {"kernel": jax.ShapeDtypeStruct((5, 3), np.float32)}},
+        "object_score": {"bias": np.zeros(2)},
+    }
+    with pytest.raises(UserError) as caught:
+        checkpoint.restore(workdir, template)
+    message = str(caught.value)
+    assert "object_score/bias is missing" in message
+    assert "predicate_score/bias is unknown" in message
+    assert "rpn/conv/kernel is (2, 3) instead of (5, 3)" in message
+    assert "\n" not in message
+    checkpoint.restore(workdir, make(1).params)
+
+
+def test_long_lists_of_misfits_are_cut():
+    with pytest.raises(UserError, match="; and 8 more"):
+        checkpoint.check_fits({}, {f"layer{i}": np.zeros(1) for i in range(20)}, "here")
+
+
+def test_other_classes_are_refused():
+    saved = make(1)
+    checkpoint.check_metadata(saved, {"object_names": ("background", "dog")}, "here")
+    checkpoint.check_metadata(saved, {"config": {"seed": 2}, "predicate_names": ["on"]}, "here")
+    with pytest.raises(UserError, match="other anchors"):
+        checkpoint.check_metadata(saved, {"anchors": [0.2]}, "here")
+
+
+def test_optimizer_state_round_trip():
+    params = {"a/b": jnp.arange(3.0), "c": jnp.ones((2, 2))}
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.trace(0.9))
+    state = jax.tree.map(lambda x: x + 3, optimizer.init(params))
+    flat = checkpoint.flatten_state(state)
+    assert all(isinstance(leaf, np.ndarray) for leaf in flat.values())
+    back = checkpoint.unflatten_state(flat, optimizer.init(params))
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, back, state)
+    other = optax.trace(0.9).init(params)
+    assert checkpoint.unflatten_state(flat, other) is None
+    assert checkpoint.unflatten_state(flat, optimizer.init({**params, "c": jnp.ones(4)})) is None
+
+
+SAVER = """
+import itertools, sys
+import numpy as np
+from fnet_jax.checkpoint import LATEST, Checkpoint, Checkpoints
+writer = Checkpoints(sys.argv[1])
+for step in itertools.count((writer.step(LATEST) or 0) + 1):
+    arrays = {f"layer{i}": np.full((250, 1000), step, np.float32) for i in range(20)}
+    writer.save(LATEST, Checkpoint(step, 0, arrays, {"m": np.full(9, step)}, [{"position": step}]))
+"""
+
+
+def test_kill_in_mid_save_leaves_a_whole_checkpoint(tmp_path):
+    """SIGKILL while a save (1st), or the removal of the step before (2nd), is under way."""
+    folder = tmp_path / "checkpoints" / "latest"
+
+    def names():
+        return [d.name for d in folder.iterdir()] if folder.exists() else []
+
+    conditions = (
+        lambda: "tmp" in "".join(names()) and any(n.isdigit() for n in names()),
+        lambda: sum(n.isdigit() for n in names()) == 2,
+    )
+    last = 0
+    for condition in conditions:
+        process = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)])
+        started, deadline = last, time.monotonic() + 60
+        try:
+            while not (condition() and max(int(n) for n in names() if n.isdigit()) > started):
+                assert process.poll() is None and time.monotonic() < deadline
+        finally:
+            process.kill()
+            process.wait()
+        saved = checkpoint.restore_latest(tmp_path)
+        assert saved.step > last
+        last = saved.step
+        assert all((leaf == last).all() for leaf in saved.params.values())
+        assert (saved.optimizer["m"] == last).all() and saved.data_states == [{"position": last}]
+    reopened = Checkpoints(tmp_path)  # tidies up what the kills left
+    reopened.save(LATEST, make(last + 1))
+    reopened.close()
+    assert names() == [str(last + 1)]
+
+
+def test_unwritable_workdir_is_a_users_mistake(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--workdir"):
+        Checkpoints(tmp_path / "file")
+
+
+def test_meta_is_plain_json(workdir):
+    """Other tools may read class names and config without orbax."""
+    path = pathlib.Path(workdir) / "checkpoints" / "latest" / "30" / "meta" / "metadata"
+    assert json.loads(path.read_text())["metadata"]["object_names"] == ["background", "dog"]
