@@ -158,8 +158,8 @@ def get_config() -> ConfigDict:
             "predicates_per_pair": 10,
             "max_candidates": 10000,  # best triplets before triplet NMS
             "max_triplets": 100,
-            "images_per_device": 1,
             "max_images": None,  # evaluate only the first so many
+            "pictures": 4,  # draw the graphs of the first so many
         }
     )
     return config

@@ -1,6 +1,6 @@
 """F-Net on the embedded `shapes` scenes: every part of the network, small enough for a CPU.
 
-    python main.py --config configs/shapes.py --mode train --workdir runs/shapes
+python main.py --config configs/shapes.py --mode train --workdir runs/shapes
 """
 
 from fnet_jax.configs import base
@@ -17,7 +17,7 @@ def get_config():
     image.train_scales = (128,)
     image.test_scale = 128
     image.max_size = 160
-    image.buckets = ((128, 160), (160, 128))
+    image.buckets = ((128, 160), (160, 128), (160, 160))
 
     # Sides of 26, 36, 48 and 66 px at the test scale, wide to tall.
     sides = (26, 36, 48, 66)

@@ -49,14 +49,20 @@ def load_builder(
             f"dataset.builder_config {builder_config!r} is unknown for {name}; known: {known}"
         )
     options = {"config": builder_config} if builder_config else {}
-    builder = cls(
-        data_dir=os.path.expanduser(data_dir) or None,
-        file_format="array_record",
-        **options,
-    )
+    options["data_dir"] = os.path.expanduser(data_dir) or None
     source = pathlib.Path(manual_dir).expanduser() if manual_dir else None
+    builder = cls(file_format="array_record", **options)
     if not _is_built(builder):
-        _build(builder, source)
+        try:
+            _build(builder, source)
+        except OSError as error:
+            if not _is_built(builder):
+                raise UserError(
+                    f"dataset {name} cannot be built in {builder.data_dir} ({error}); "
+                    "choose another dataset.data_dir or mend that"
+                ) from error
+            # Another process was faster; its build is as good.
+            builder = cls(file_format="array_record", **options)
     elif _differs(builder, source):
         raise UserError(
             f"{builder.data_dir} was built from other files than those in {source}; "

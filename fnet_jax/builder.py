@@ -81,6 +81,11 @@ def build_model(config, num_object_classes: int, num_predicate_classes: int) -> 
     )
 
 
+def class_weights(inverse_frequencies) -> tuple[float, ...]:
+    """Weights of a cross-entropy: the square root of inverse frequencies, the background's 1."""
+    return (1.0, *np.sqrt(np.asarray(inverse_frequencies, np.float64)[1:]).tolist())
+
+
 def _capacities(config) -> tuple[int, ...]:
     sizes = tuple(config.model.subgraph_capacities)
     if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
@@ -99,10 +104,9 @@ def _proposal_options(section) -> ProposalOptions:
     )
 
 
-def train_options(config, object_weights=None, predicate_weights=None) -> TrainOptions:
-    """Options of the objective; class weights are used where given and switched on."""
+def train_options(config, *, object_weights, predicate_weights) -> TrainOptions:
+    """Options of the objective; `config.train.class_weights` switches the class weights on."""
     t, r = config.train, config.rpn_train
-    use = t.class_weights
     return TrainOptions(
         proposals=_proposal_options(r),
         anchors=AnchorOptions(
@@ -121,12 +125,8 @@ def train_options(config, object_weights=None, predicate_weights=None) -> TrainO
             relation_foreground_fraction=t.relation_foreground_fraction,
         ),
         loss_weights=LossWeights(**t.loss_weights.to_dict()),
-        object_weights=tuple(map(float, object_weights))
-        if use and object_weights is not None
-        else None,
-        predicate_weights=(
-            tuple(map(float, predicate_weights)) if use and predicate_weights is not None else None
-        ),
+        object_weights=object_weights if t.class_weights else None,
+        predicate_weights=predicate_weights if t.class_weights else None,
         subgraph_capacities=_capacities(config),
         subgraph_nms=t.subgraph_nms,
         duplicate_removal=config.model.duplicate_removal,

@@ -41,7 +41,9 @@ class Checkpoint:
       params: parameter tree of NumPy arrays.
       optimizer: leaves of the optimizer state by path, see `flatten_state`.
       data_states: position of the data iterator, one JSON object per process.
-      best_metric: the best relationship recall so far; None before the first evaluation.
+      stage: the training stage it belongs to, a key of `optim.STAGES`.
+      best_metric: the best value so far of `best_metric_name`; None before the first evaluation.
+      best_metric_name: the metric that decides which checkpoint is the best one.
       log_window: sums that the training log has gathered since its last record.
       metadata: config, object_names, predicate_names, anchors; anything JSON can hold.
     """
@@ -51,7 +53,9 @@ class Checkpoint:
     params: dict[str, Any]
     optimizer: dict[str, np.ndarray]
     data_states: list[dict[str, Any]]
+    stage: str
     best_metric: float | None = None
+    best_metric_name: str = ""
     log_window: dict[str, Any] = dataclasses.field(default_factory=dict)
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -123,7 +127,15 @@ def restore(
             f"'{LATEST}' or '{BEST}' folder, or a step inside"
         )
     items = _read(step_dir, ("params", "optimizer", "meta"))
-    checkpoint = Checkpoint(params=items["params"], optimizer=items["optimizer"], **items["meta"])
+    try:
+        checkpoint = Checkpoint(
+            params=items["params"], optimizer=items["optimizer"], **items["meta"]
+        )
+    except TypeError as error:
+        raise UserError(
+            f"The checkpoint {step_dir} was written by another version of this project ({error}); "
+            "use that version, or give another checkpoint"
+        ) from error
     if template is not None:
         check_fits(checkpoint.params, template, step_dir)
     return checkpoint
@@ -137,10 +149,13 @@ def restore_latest(
     return None if _find_step(folder, LATEST) is None else restore(folder, template)
 
 
-def restore_best_metric(workdir: str | pathlib.Path) -> float | None:
-    """The metric of the best checkpoint of a workdir, or None if it has none yet."""
+def restore_best_metric(workdir: str | pathlib.Path, name: str) -> float | None:
+    """The value of the named metric in a workdir's best checkpoint, if that was chosen by it."""
     step_dir = _find_step(pathlib.Path(workdir).absolute() / _FOLDER / BEST, BEST)
-    return None if step_dir is None else _read(step_dir, ("meta",))["meta"]["best_metric"]
+    if step_dir is None:
+        return None
+    meta = _read(step_dir, ("meta",))["meta"]
+    return meta.get("best_metric") if meta.get("best_metric_name") == name else None
 
 
 def check_fits(

@@ -168,11 +168,16 @@ def _class_nms(boxes, scores, classes, threshold: float) -> np.ndarray:
 
 
 def _check_finite(graph: SceneGraph, filename: str) -> None:
-    fields = ("class_probs", "class_boxes", "triplet_scores")
-    bad = [name for name in fields if not np.isfinite(getattr(graph, name)).all()]
+    # Unused slots may hold anything.
+    used = {
+        "class probabilities": graph.class_probs[graph.roi_mask],
+        "boxes": graph.class_boxes[graph.roi_mask],
+        "triplet scores": graph.triplet_scores[graph.triplet_mask],
+    }
+    bad = [name for name, values in used.items() if not np.isfinite(values).all()]
     if bad:
         raise UserError(
-            f"the network's {', '.join(bad)} of image {filename} are not finite: "
+            f"the {', '.join(bad)} of image {filename} are not finite: "
             "the weights are broken; use an earlier checkpoint"
         )
 

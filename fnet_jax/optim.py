@@ -50,9 +50,10 @@ class _Part(NamedTuple):
     start_lr_step: int = 0
 
 
-# The five stages of the original's training scripts (F-Net's train_rpn.py and train_FN.py).
+# The five stages of the original's training scripts, and training from random weights throughout.
 STAGES: dict[str, tuple[_Part, ...]] = {
     "rpn": (_Part(("rpn",), graph_loss=False),),
+    "from_scratch": (_Part(GROUPS),),
     "from_rpn": (_Part(GROUPS),),
     "end_to_end": (
         _Part(("rpn", "message_passing", "heads")),

@@ -22,7 +22,9 @@ from fnet_jax import optim, train_step
 from fnet_jax.errors import UserError
 from fnet_jax.train_log import TrainLog
 
+# What makes a checkpoint the best one; the second where only the proposal network trains.
 BEST_METRIC = "relationship_recall@50"
+BEST_RPN_METRIC = "rpn_recall@50"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,8 @@ class FitResult:
       params: the parameter tree, on the first device.
       step: optimizer steps done in total.
       epoch: epochs completed.
-      best_metric: best `BEST_METRIC` of all evaluations; None if there was none.
+      best_metric: best `BEST_METRIC` (`BEST_RPN_METRIC` in stage "rpn") of all evaluations; None if
+        there was none.
       interrupted: True if SIGTERM ended the run before its last step (the state is saved).
     """
 
@@ -71,7 +74,8 @@ def fit(
       workdir: folder of checkpoints and logs.
       seed: of all random sampling in training.
       image_name: what to call the image of an "image_index" in messages.
-      evaluate_fn: params -> metrics; the checkpoint with the highest `BEST_METRIC` is the best.
+      evaluate_fn: params -> metrics; the checkpoint with the highest `BEST_METRIC` is the best
+        (in stage "rpn", `BEST_RPN_METRIC`).
         Runs each `eval_every_epochs` epochs (0: never before the end) and after the last one.
       metadata: JSON-able facts to keep with the weights: config, object_names, predicate_names,
         anchors. The last three must agree with those of the checkpoint resumed from.
@@ -90,11 +94,12 @@ def fit(
     if saved is None and resume_from:
         saved, source = checkpoint_lib.restore(resume_from, params), resume_from
     first_step = saved.step if saved else 0
-    best_metric = checkpoint_lib.restore_best_metric(workdir)
+    best_metric = checkpoint_lib.restore_best_metric(workdir, plan.best_metric)
     phase = plan.phase(first_step)
     state = train_step.fresh_state(saved.params if saved else params, phase, plan.optimizer)
     messages = []
     if saved:
+        _check_stage(config.stage, saved, source)
         checkpoint_lib.check_metadata(saved, metadata, source)
         _restore_data_position(batches, saved, source)
         messages.append(f"going on from {source} at step {first_step} of {plan.last_step}")
@@ -143,7 +148,9 @@ def fit(
                 params=jax.device_get(train_step.params_of(state)),
                 optimizer=checkpoint_lib.flatten_state(state.optimizer),
                 data_states=checkpoint_lib.gather_states(batches.get_state()),
+                stage=config.stage,
                 best_metric=best_metric,
+                best_metric_name=plan.best_metric,
                 log_window=log.window,
                 metadata=metadata,
             ),
@@ -185,8 +192,9 @@ def fit(
             if evaluates:
                 metrics = evaluate_fn(train_step.params_of(state))
                 log.evaluation(step, plan.epoch(step), metrics)
-                if best_metric is None or metrics[BEST_METRIC] > best_metric:
-                    best_metric = float(metrics[BEST_METRIC])
+                metric = float(metrics[plan.best_metric])
+                if best_metric is None or metric > best_metric:
+                    best_metric = metric
                     save(checkpoint_lib.BEST, step)
             if evaluates or interrupted or plan.saves_after(step):
                 save(checkpoint_lib.LATEST, step)
@@ -237,6 +245,12 @@ class _Plan:
             last_step=steps if config.max_steps is None else min(steps, config.max_steps),
         )
 
+    @property
+    def best_metric(self) -> str:
+        """Name of the metric that decides which checkpoint is the best."""
+        graph = any(phase.graph_loss for phase in self.phases)
+        return BEST_METRIC if graph else BEST_RPN_METRIC
+
     def epoch(self, step: int) -> int:
         """Epochs completed after this many steps, which is also the epoch of the next step."""
         return step // self.steps_per_epoch
@@ -261,6 +275,14 @@ class _Plan:
 
     def saves_after(self, step: int) -> bool:
         return step == self.last_step or step % self.config.checkpoint_every_steps == 0
+
+
+def _check_stage(stage: str, saved: checkpoint_lib.Checkpoint, source: str) -> None:
+    if stage not in (saved.stage, "continue"):
+        raise UserError(
+            f"{source} holds a run of stage {saved.stage!r}, not {stage!r}; use another --workdir "
+            "(and config.train.init_from for the weights), or config.train.stage=continue"
+        )
 
 
 def _restore_data_position(

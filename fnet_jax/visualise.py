@@ -148,7 +148,7 @@ def _show_frame(axes: Axes) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_xlim(-1.3, 1.3)
-    axes.set_ylim(-1.2, 1.2)
+    axes.set_ylim(-1.2, 1.4)  # room for the label of a self-relation at the top
     for spine in axes.spines.values():
         spine.set_color("0.85")
 

@@ -203,6 +203,16 @@ def load_rpn(path: str | os.PathLike, template: Mapping) -> dict:
         return read_entries(path, found, entries, template)
 
 
+def kind_of(path: str | os.PathLike) -> str:
+    """What a weights file holds: "model", "rpn" (published formats) or "vgg16" (anything else)."""
+    if not str(path).endswith((".h5", ".hdf5")):
+        return "vgg16"
+    with open_hdf5(path) as file:
+        if "score_obj.weight" in file:
+            return "model"
+        return "rpn" if any(key.endswith("score_conv.conv.weight") for key in file) else "vgg16"
+
+
 def export_checkpoint(path: str | os.PathLike, params: Mapping) -> None:
     """Writes parameters as the original would: the inverse of `load_checkpoint`.
 

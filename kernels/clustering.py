@@ -13,6 +13,9 @@ import numpy as np
 
 from fnet_jax.kernels.boxes import union_boxes
 
+# Below this many pairs a smaller array saves nothing.
+_SMALL = 256
+
 
 class PairClusters(NamedTuple):
     """Clusters of ordered object pairs (i, j), numbered by their representative's `i * R + j`.
@@ -40,7 +43,7 @@ class _Pairs(NamedTuple):
     box: jax.Array  # [4, P]
     area: jax.Array  # [P]
     score: jax.Array  # [P]
-    code: jax.Array  # [P] int32, i * R + j, ascending
+    code: jax.Array  # [P] int32, i * R + j
 
 
 class _Progress(NamedTuple):
@@ -119,18 +122,21 @@ def cluster_pairs(
     )
 
 
-def _absorb(pairs: _Pairs, progress: _Progress, iou_threshold: float):
+def _absorb(pairs: _Pairs, progress: _Progress, iou_threshold: float, *, ranked: bool = False):
     """Pick clusters until no pair is left or capacity is exhausted.
 
     Each pick reads all pairs, and most pairs are gone after a few picks: so once a quarter is left
-    the survivors move to a smaller array, and so on.
+    the survivors move, best first, to a smaller array, and so on.
+
+    Args:
+      ranked: the pairs are in rank order already, so the first one left is the best.
 
     Returns:
       (cluster of each pair `[P]` int32 in order of picking or -1, progress).
     """
     size = pairs.score.shape[0]
     capacity = progress.code.shape[0]
-    smaller = math.ceil(size / 4) if size > 256 else 0
+    smaller = math.ceil(size / 4) if size > _SMALL else 0
     lane = jnp.arange(size, dtype=jnp.int32)
 
     def picking(state):
@@ -139,38 +145,36 @@ def _absorb(pairs: _Pairs, progress: _Progress, iou_threshold: float):
 
     def pick(state):
         score, cluster, progress = state
+        alive = score > -jnp.inf
         # Maximum, then its first place: both reductions vectorise, an argmax does not.
-        keeper = jnp.min(jnp.where(score == jnp.max(score), lane, size - 1))
+        best = alive if ranked else score == jnp.max(score)
+        keeper = jnp.min(jnp.where(best, lane, size - 1))
         box = pairs.box[:, keeper]
         width = jnp.minimum(box[2], pairs.box[2]) - jnp.maximum(box[0], pairs.box[0]) + 1.0
         height = jnp.minimum(box[3], pairs.box[3]) - jnp.maximum(box[1], pairs.box[1]) + 1.0
         intersection = jnp.maximum(width, 0.0) * jnp.maximum(height, 0.0)
         union = pairs.area[keeper] + pairs.area - intersection
+        # A product, not a quotient: the same decision on every backend (see boxes.py).
         absorbed = (intersection >= iou_threshold * union) & (union > 0.0)
-        absorbed = (absorbed | (lane == keeper)) & (score > -jnp.inf)
+        absorbed = (absorbed | (lane == keeper)) & alive
+        cluster = jnp.where(absorbed, progress.count, cluster)
         progress = _Progress(
             count=progress.count + 1,
             alive=progress.alive - jnp.sum(absorbed, dtype=jnp.int32),
             box=progress.box.at[progress.count].set(box),
             code=progress.code.at[progress.count].set(pairs.code[keeper]),
         )
-        cluster = jnp.where(absorbed, state[2].count, cluster)
         return jnp.where(absorbed, -jnp.inf, score), cluster, progress
 
     state = (pairs.score, jnp.full(size, -1, jnp.int32), progress)
     score, cluster, progress = jax.lax.while_loop(picking, pick, state)
     if smaller:
-        # If capacity ran out early the survivors may not fit; they keep their -1 all the same.
-        (survivors,) = jnp.nonzero(score > -jnp.inf, size=smaller, fill_value=size)
-        survivors = survivors.astype(jnp.int32)
-        rest = _Pairs(
-            box=pairs.box.at[:, survivors].get(mode="fill", fill_value=0.0),
-            area=pairs.area.at[survivors].get(mode="fill", fill_value=0.0),
-            score=score.at[survivors].get(mode="fill", fill_value=-jnp.inf),
-            code=pairs.code.at[survivors].get(mode="fill", fill_value=0),
-        )
-        rest_cluster, progress = _absorb(rest, progress, iou_threshold)
-        cluster = cluster.at[survivors].set(rest_cluster, mode="drop")
+        # Stable: equal scores stay in order. If fewer are left, the last ones are absorbed pairs,
+        # inert at -inf; if capacity ran out early, more are left and all of them keep their -1.
+        score, survivors = jax.lax.top_k(score, smaller)
+        rest = _Pairs(pairs.box[:, survivors], pairs.area[survivors], score, pairs.code[survivors])
+        rest_cluster, progress = _absorb(rest, progress, iou_threshold, ranked=True)
+        cluster = cluster.at[survivors].max(rest_cluster, unique_indices=True)
     return cluster, progress
 
 

@@ -85,11 +85,12 @@ def _separable(features: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.
 
     def one_chunk(weights):
         rows, columns = weights
-        strips = _einsum("nph,hwc->npwc", rows, features)
-        return _einsum("nqw,npwc->npqc", columns, strips)
+        strips = _einsum("mh,hwc->mwc", _flat(rows), features)
+        return _einsum("mqw,mwc->mqc", _per_row(columns), strips)
 
     pooled = jax.lax.map(one_chunk, (_chunks(rows), _chunks(columns)))
-    return pooled.reshape(-1, *pooled.shape[2:])[: rows.shape[0]]
+    count, pool_size, _ = rows.shape
+    return pooled.reshape(-1, pool_size, pool_size, features.shape[-1])[:count]
 
 
 def _separable_forward(features, rows, columns):
@@ -101,8 +102,8 @@ def _separable_backward(residuals, cotangent):
 
     def add_chunk(gradient, chunk):
         rows, columns, cotangent = chunk
-        strips = _einsum("nqw,npqc->npwc", columns, cotangent)
-        return gradient + _einsum("nph,npwc->hwc", rows, strips), None
+        strips = _einsum("mqw,mqc->mwc", _per_row(columns), _flat(cotangent))
+        return gradient + _einsum("mh,mwc->hwc", _flat(rows), strips), None
 
     gradient, _ = jax.lax.scan(
         add_chunk, jnp.zeros_like(features), jax.tree.map(_chunks, (rows, columns, cotangent))
@@ -111,6 +112,16 @@ def _separable_backward(residuals, cotangent):
 
 
 _separable.defvjp(_separable_forward, _separable_backward)
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """`[N, P, ...]` to `[N * P, ...]`: one plain batch axis m is what the backends are fast at."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _per_row(columns: jax.Array) -> jax.Array:
+    """`[N, P, W]` repeated for each of the P rows of bins, `[N * P, P, W]`."""
+    return jnp.repeat(columns, columns.shape[1], axis=0)
 
 
 def _chunks(x: jax.Array) -> jax.Array:

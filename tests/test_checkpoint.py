@@ -1,5 +1,6 @@
 """Checkpoints: what comes back, what survives a kill, what is refused and how."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -29,7 +30,9 @@ def make(step: int, **changes) -> Checkpoint:
         },
         "optimizer": {"[0].count": np.array(step, np.int32), "[1].trace['a/b']": np.ones(4) * step},
         "data_states": [{"position": step, "inner": {"seed": 2**40}}],
+        "stage": "rpn",
         "best_metric": None,
+        "best_metric_name": "recall",
         "log_window": {"count": 1, "sums": {"total": 0.1}},
         "metadata": {
             "config": {"seed": 1},
@@ -41,9 +44,10 @@ def make(step: int, **changes) -> Checkpoint:
 
 
 def assert_equal(a: Checkpoint, b: Checkpoint) -> None:
-    for name in ("step", "epoch", "data_states", "best_metric", "log_window", "metadata"):
+    arrays = ("params", "optimizer")
+    for name in (field.name for field in dataclasses.fields(a) if field.name not in arrays):
         assert getattr(a, name) == getattr(b, name)
-    for name in ("params", "optimizer"):
+    for name in arrays:
         one, other = getattr(a, name), getattr(b, name)
         assert jax.tree.structure(one) == jax.tree.structure(other)
         jax.tree.map(np.testing.assert_array_equal, one, other)
@@ -74,7 +78,8 @@ def test_round_trip_and_every_way_to_name_it(workdir):
         assert_equal(checkpoint.restore(path), expected)
     assert_equal(checkpoint.restore(workdir, prefer=BEST), best)
     assert_equal(checkpoint.restore_latest(workdir), latest)
-    assert checkpoint.restore_best_metric(workdir) == 0.25
+    assert checkpoint.restore_best_metric(workdir, "recall") == 0.25
+    assert checkpoint.restore_best_metric(workdir, "another") is None
 
 
 def test_only_the_newest_of_each_kind_is_kept(workdir):
@@ -84,12 +89,12 @@ def test_only_the_newest_of_each_kind_is_kept(workdir):
     assert (reopened.step(LATEST), reopened.step(BEST)) == (30, 10)
     reopened.save(BEST, make(10, best_metric=0.5))  # a step that is there already
     reopened.close()
-    assert checkpoint.restore_best_metric(workdir) == 0.5
+    assert checkpoint.restore_best_metric(workdir, "recall") == 0.5
 
 
 def test_a_workdir_without_checkpoints(tmp_path):
     assert checkpoint.restore_latest(tmp_path) is None
-    assert checkpoint.restore_best_metric(tmp_path) is None
+    assert checkpoint.restore_best_metric(tmp_path, "recall") is None
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UserError, match=f"No checkpoint at {path}"):
             checkpoint.restore(path)
@@ -168,7 +173,7 @@ from fnet_jax.checkpoint import LATEST, Checkpoint, Checkpoints
 writer = Checkpoints(sys.argv[1])
 for step in itertools.count((writer.step(LATEST) or 0) + 1):
     arrays = {f"layer{i}": np.full((250, 1000), step, np.float32) for i in range(20)}
-    writer.save(LATEST, Checkpoint(step, 0, arrays, {"m": np.full(9, step)}, [{"position": step}]))
+    writer.save(LATEST, Checkpoint(step, 0, arrays, {"m": np.full(9, step)}, [{"position": step}], "rpn"))
 """
 
 

@@ -47,6 +47,7 @@ ALL = BACKBONE_REST | RPN | MESSAGES | HEADS
     [
         # per phase: start epoch, trainable layers, RPN loss, graph loss, frozen convolutions
         ("rpn", [(0, RPN, True, False, 13)]),
+        ("from_scratch", [(0, ALL, True, True, 4)]),
         ("from_rpn", [(0, ALL, True, True, 4)]),
         ("end_to_end", [(0, RPN | MESSAGES | HEADS, True, True, 13), (3, ALL, True, True, 4)]),
         ("continue", [(0, ALL, True, True, 4)]),

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from fnet_jax import checkpoint
 from fnet_jax.errors import UserError
-from fnet_jax.train import BEST_METRIC
+from fnet_jax.train import BEST_METRIC, BEST_RPN_METRIC
 from fnet_jax.train_step import NonFiniteLossError
 from tests import train_process
 from tests.train_process import flat, run, toy_params
@@ -52,10 +53,9 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, errors
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
-def test_four_devices_equal_four_accumulated_steps(tmp_path, optimizer):
+def test_four_devices_equal_four_accumulated_steps(tmp_path):
     # 10 images, 4 a step: 3 steps an epoch, and the epochs overlap within a step.
-    options = {"optimizer": optimizer, "batch_options": {"widths": 2}}
+    options = {"batch_options": {"widths": 2}}
     process = start(tmp_path / "devices", devices=4, **options)
     accumulated = run(tmp_path / "steps", accumulate_steps=4, **options)
     finish(process)
@@ -72,6 +72,30 @@ def test_four_devices_equal_four_accumulated_steps(tmp_path, optimizer):
         assert one.keys() == other.keys()
         for name in one:
             np.testing.assert_allclose(one[name], other[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_accumulated_steps(tmp_path):
+    """Two processes of two devices, stopped and resumed, against four accumulated steps."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    for max_steps in (4, None):
+        processes = [
+            start(tmp_path / "two", devices=2, distributed=[address, 2, i], max_steps=max_steps)
+            for i in range(2)
+        ]
+        for process in processes:
+            finish(process)
+    accumulated = run(tmp_path / "steps", accumulate_steps=4)
+    for name in ("params.npz", "params1.npz"):
+        with np.load(tmp_path / "two" / name) as parallel:
+            assert_same_params(dict(parallel), accumulated.params, rtol=1e-5, atol=1e-6)
+    assert len(checkpoint.restore_latest(tmp_path / "two").data_states) == 2
+    totals = [[r["total"] for r in records(tmp_path / d)] for d in ("two", "steps")]
+    np.testing.assert_allclose(*totals, rtol=1e-5)
+    with pytest.raises(UserError, match="made by 2 processes"):
+        run(tmp_path / "two", epochs=5)
 
 
 def test_a_step_is_the_mean_of_its_images(tmp_path):
@@ -173,11 +197,18 @@ def test_phases_freeze_and_free(tmp_path):
 
 
 def test_rpn_stage_trains_the_rpn_on_its_loss_alone(tmp_path):
-    result = run(tmp_path, stage="rpn", epochs=1)
+    """Its best checkpoint is that with the best proposals: there are no relationships yet."""
+    recalls = iter([0.4, 0.3])
+    evaluate = {"evaluate_fn": lambda _: {BEST_METRIC: 0.0, BEST_RPN_METRIC: next(recalls)}}
+    result = run(tmp_path, stage="rpn", fit_options=evaluate)
+    assert result.best_metric == 0.4
+    assert checkpoint.restore(tmp_path, prefer=checkpoint.BEST).step == 10
     before = flat(toy_params())
     moved = {p for p, leaf in flat(result.params).items() if (leaf != before[p]).any()}
     assert moved == {"rpn/conv/kernel", "rpn/conv/bias"}
     assert "rpn" in records(tmp_path)[0] and "predicate" not in records(tmp_path)[0]
+    with pytest.raises(UserError, match="a run of stage 'rpn', not 'from_rpn'"):
+        run(tmp_path, stage="from_rpn", epochs=3)
 
 
 def test_killed_runs_repeat_an_undisturbed_one(tmp_path):

@@ -21,9 +21,9 @@ def open_log(workdir, **changes) -> TrainLog:
 
 
 def feed(log, steps) -> None:
-    """Steps of 0.5 s, a fifth of it waiting; losses that no two windows share."""
+    """Steps of 0.5 s, a quarter of it waiting; losses that no two windows share."""
     for step in steps:
-        log.step(step, step // 5, 0.01, {"rpn": 1.0 / step, "total": 0.1 * step**2}, 0.5, 0.1)
+        log.step(step, step // 5, 0.01, {"rpn": 1.0 / step, "total": 0.1 * step**2}, 0.5, 0.125)
 
 
 def read(path) -> list[dict]:
@@ -43,7 +43,7 @@ def test_records_average_their_window(tmp_path):
         "total": (0.1 + 0.4) / 2,
         "seconds_per_step": 0.5,
         "images_per_second": 8.0,
-        "data_wait_share": 0.2,
+        "data_wait_share": 0.25,
     }
     assert second["step"] == 4 and second["total"] == pytest.approx((0.9 + 1.6) / 2)
 
@@ -111,7 +111,7 @@ def test_plain_lines_without_a_terminal(tmp_path, capsys):
     log.close()
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("step 2/10 epoch 0: ")
-    for part in ("rpn 0.7500", "total 0.2500", "lr 0.01", "0.500 s/step", "20%", "ETA 0:00:04"):
+    for part in ("rpn 0.7500", "total 0.2500", "lr 0.01", "0.500 s/step", "25%", "ETA 0:00:04"):
         assert part in line
 
 

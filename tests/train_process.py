@@ -76,8 +76,10 @@ class ToyBatches:
         time.sleep(self._seconds)
         if self._hook is not None:
             self._hook(self._position)
-        places = np.arange(self._position, self._position + self._size)
-        self._position += self._size
+        # The images of a step are dealt out to the processes in order.
+        first = self._position + jax.process_index() * self._size
+        places = np.arange(first, first + self._size)
+        self._position += self._size * jax.process_count()
         order = [np.random.default_rng(p // NUM_IMAGES).permutation(NUM_IMAGES) for p in places]
         index = np.array([o[p % NUM_IMAGES] for o, p in zip(order, places, strict=True)], np.int32)
         image = np.stack([np.random.default_rng(100 + i).normal(size=WIDTH) for i in index])
@@ -134,5 +136,10 @@ def flat(params) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    result = run(sys.argv[1], **json.loads(sys.argv[2]))
-    np.savez(pathlib.Path(sys.argv[1]) / "params.npz", **flat(result.params))
+    options = json.loads(sys.argv[2])
+    if "distributed" in options:  # (coordinator address, number of processes, index of this one)
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(*options.pop("distributed"))
+    result = run(sys.argv[1], **options)
+    name = f"params{jax.process_index() or ''}.npz"
+    np.savez(pathlib.Path(sys.argv[1]) / name, **flat(result.params))

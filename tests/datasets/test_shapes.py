@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fnet_jax.datasets import load_builder
-from fnet_jax.datasets.shapes import drawing, scene
+from fnet_jax.datasets.shapes import Shapes, drawing, scene
 from fnet_jax.errors import UserError
 from fnet_jax.input_pipeline import Split
 
@@ -138,3 +138,20 @@ def test_unknown_names_are_refused(tmp_path):
         load_builder("shapes", "huge", str(tmp_path))
     with pytest.raises(UserError, match=r"no split 'val'; it has test, train, validation"):
         Split(load_builder("shapes", "tiny", str(tmp_path)), "val")
+
+
+def test_data_dir_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be built in .*file/shapes.*dataset\.data_dir"):
+        load_builder("shapes", "tiny", str(tmp_path / "file"))
+
+
+def test_another_process_that_builds_first_is_no_error(tmp_path, monkeypatch):
+    build = Shapes.download_and_prepare
+
+    def overtaken(builder, **options):
+        build(Shapes(config="tiny", data_dir=str(tmp_path), file_format="array_record"), **options)
+        raise FileExistsError("TFDS finds the folder already there")
+
+    monkeypatch.setattr(Shapes, "download_and_prepare", overtaken)
+    assert len(Split(load_builder("shapes", "tiny", str(tmp_path)), "test")) == 8

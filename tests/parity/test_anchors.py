@@ -51,9 +51,9 @@ def test_anchor_labels(golden, case):
     boxes = np.concatenate([gt[:, :4], np.zeros((3, 4), np.float32)])
     mask = np.arange(len(boxes)) < len(gt)
     valid = (im_info[:2] // g["stride"]).astype(np.int32)
-    found = jax.jit(lambda b, m, v: anchor_labels(base, (height, width), v, im_info, b, m, options))(
-        boxes, mask, valid
-    )
+    found = jax.jit(
+        lambda b, m, v: anchor_labels(base, (height, width), v, im_info, b, m, options)
+    )(boxes, mask, valid)
 
     def rows(x, channels):  # (A * channels, h, w) -> (h*w*A, channels)
         return x.reshape(-1, channels, height, width).transpose(2, 3, 0, 1).reshape(-1, channels)

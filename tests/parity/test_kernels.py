@@ -1,5 +1,7 @@
 """The kernels against the golden arrays: indices and partitions equal, floats to 1e-5 relative."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -147,21 +149,20 @@ def check_graph(arrays, case, result):
 def test_roi_align(golden):
     arrays = golden("roi_align")
     features = arrays["features"][0].transpose(1, 2, 0)
-    rois = arrays["rois"][:, 1:]
+    rois, scale = arrays["rois"][:, 1:], float(arrays["spatial_scale"])
     sizes = names(arrays, "out_")
     assert sizes
     for size in sizes:
-        pooled, backward = jax.vjp(
-            lambda x: kernels.roi_align(  # noqa: B023
-                x, rois, pool_size=int(size), spatial_scale=float(arrays["spatial_scale"])
-            ),
-            features,
+        pool = functools.partial(
+            kernels.roi_align, rois=rois, pool_size=int(size), spatial_scale=scale
         )
+        pooled, backward = jax.vjp(jax.jit(pool), features)
         (gradient,) = backward(arrays[f"cotangent_{size}"].transpose(0, 2, 3, 1))
-        # Sums of O(1) terms that may cancel: an absolute 1e-5 where the result is small.
-        expected = arrays[f"out_{size}"].transpose(0, 2, 3, 1)
-        np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-5)
-        expected = arrays[f"grad_{size}"][0].transpose(1, 2, 0)
-        np.testing.assert_allclose(
-            gradient, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max()
-        )
+        # Both are sums whose terms may cancel, so the error is relative to the largest value.
+        check_relative_to_largest(pooled, arrays[f"out_{size}"].transpose(0, 2, 3, 1), 1e-5)
+        check_relative_to_largest(gradient, arrays[f"grad_{size}"][0].transpose(1, 2, 0), 1e-5)
+
+
+def check_relative_to_largest(actual, expected, tolerance):
+    atol = tolerance * np.abs(expected).max()
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=atol)

@@ -1,9 +1,17 @@
-"""Recall counts and average precision against the golden arrays."""
+"""Recall counts, detections and average precision against the golden arrays."""
+
+import json
+import types
 
 import numpy as np
 import pytest
 
+from fnet_jax.decode import class_boxes
+from fnet_jax.evaluate import interpret_objects
 from fnet_jax.metrics import DetectionAP, FNetRecall, Triplets
+from tests.conftest import golden_dir
+
+NAMES = sorted(json.loads((golden_dir() / "model_config.json").read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +88,29 @@ def test_average_precision(arrays):
     assert curve.area() == pytest.approx(float(arrays["voc_ap"]), abs=1e-6)
     assert curve.eleven_points() == pytest.approx(float(arrays["voc_ap_07"]), abs=1e-6)
     assert ap.compute() == {"mAP": curve.area(), "annotated_classes": 1}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("mode", ["nogt", "gt"])
+@pytest.mark.parametrize(("nms_name", "nms"), [("off", None), ("40", 0.4)])
+def test_detections(golden, name, mode, nms_name, nms):
+    """What mAP is computed from, out of the stored network outputs."""
+    model, expected = golden(f"model_{name}"), golden(f"interpret_{name}")
+    expected = expected[f"{mode}_objects_nms{nms_name}"]
+    probabilities = model[f"{mode}_cls_prob_object"]
+    rois = model[f"{mode}_object_rois"][:, 1:]
+    im_info = model["im_info"].reshape(-1)
+    if mode == "gt":  # given boxes are not refined
+        candidates = np.repeat(rois[:, None] / im_info[2], probabilities.shape[1], axis=1)
+    else:
+        deltas = model[f"{mode}_bbox_object"].reshape(*probabilities.shape, 4)
+        candidates = np.asarray(class_boxes(rois, deltas, im_info))
+    graph = types.SimpleNamespace(
+        roi_mask=np.ones(len(rois), bool),
+        class_probs=probabilities,
+        class_boxes=candidates,
+    )
+    boxes, scores, classes = interpret_objects(graph, nms)
+    np.testing.assert_array_equal(classes, expected[:, 0])
+    np.testing.assert_array_equal(scores, expected[:, 5])
+    np.testing.assert_allclose(boxes, expected[:, 1:5], rtol=1e-5, atol=1e-3)

@@ -266,7 +266,12 @@ def test_graph_stage(name, mode):
 
         def infer(m):
             outputs = m.graph(
-                features, features.shape[:2], boxes, objects.mask, clusters.boxes, clusters.incidence
+                features,
+                features.shape[:2],
+                boxes,
+                objects.mask,
+                clusters.boxes,
+                clusters.incidence,
             )
             return outputs, m.predicate_inference.infer(
                 outputs.subject_term[subjects],

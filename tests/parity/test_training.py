@@ -77,14 +77,17 @@ def loss_terms(name, params, class_weights: bool):
         object_weights=weights[0], predicate_weights=weights[1], subgraph_capacities=(64, 256)
     )
     key = jax.random.key(0)
-    terms |= graph_losses(
-        model, params, features, map_size, objects, pairs, clusters, key, opts
-    )
+    terms |= graph_losses(model, params, features, map_size, objects, pairs, clusters, key, opts)
     w = o["loss_weights"]
     total = losses.weighted_total(
         terms,
         LossWeights(
-            w["cls_obj"], w["reg_obj"], w["cls_pred"], w["nms"], w["rpn_in_total"], w["rpn_box_in_rpn"]
+            w["cls_obj"],
+            w["reg_obj"],
+            w["cls_pred"],
+            w["nms"],
+            w["rpn_in_total"],
+            w["rpn_box_in_rpn"],
         ),
     )
     return total, (terms, clusters)

@@ -1,0 +1,27 @@
+# Everything runs in .venv, which is made on first use and again when pyproject.toml changes.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKDIR ?= runs/shapes
+
+.PHONY: demo test lint clean
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+# Builds the embedded dataset, trains, evaluates and draws: about ten minutes on two cores.
+demo: .venv/installed
+	$(BIN)/python main.py --config configs/shapes.py --mode train --workdir $(WORKDIR)
+	$(BIN)/python main.py --config configs/shapes.py --mode eval --workdir $(WORKDIR)
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv runs data

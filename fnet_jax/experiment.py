@@ -1,0 +1,238 @@
+"""Joins config, dataset, model and loops: what `--mode train` and `--mode eval` do."""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fnet_jax import (
+    builder,
+    checkpoint,
+    imagenet,
+    input_pipeline,
+    results,
+    train,
+    train_step,
+    weights,
+)
+from fnet_jax.datasets import load_builder
+from fnet_jax.detect import detect
+from fnet_jax.errors import UserError
+from fnet_jax.evaluate import evaluate
+from fnet_jax.model import FactorizableNet
+from fnet_jax.objective import training_losses
+from fnet_jax.visualise import draw_scene_graph
+
+# What detection reads of a batch; the rest stays on the host.
+_MODEL_INPUTS = ("image", "im_info", "gt_boxes", "gt_classes")
+_PARAM_SHAPE_IMAGE = (32, 32, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A config with its dataset opened and its network described."""
+
+    config: object
+    dataset: object  # a built TFDS builder
+    model: FactorizableNet
+
+    @classmethod
+    def open(cls, config) -> "Experiment":
+        """Opens (and on first use builds) the dataset and checks the config against it."""
+        section = config.dataset
+        dataset = load_builder(
+            section.name, section.builder_config, section.data_dir, section.manual_dir
+        )
+        split = input_pipeline.Split(dataset, section.train_split)
+        model = builder.build_model(config, len(split.object_classes), len(split.predicates))
+        return cls(config, dataset, model)
+
+    def split(self, name: str) -> input_pipeline.Split:
+        return input_pipeline.Split(self.dataset, name)
+
+    @functools.cached_property
+    def template(self):
+        """Shapes of all parameters, without computing any."""
+        image = jax.ShapeDtypeStruct(_PARAM_SHAPE_IMAGE, jnp.float32)
+        return jax.eval_shape(self.model.init, jax.random.key(0), image)["params"]
+
+    def initial_params(self) -> dict:
+        """Random parameters, over which `train.init_from` is laid.
+
+        It may name an ImageNet VGG16 (.pth, .safetensors, Keras .h5), an RPN or a whole model in the
+        published .h5 format, or a checkpoint of this program.
+        """
+        image = jnp.zeros(_PARAM_SHAPE_IMAGE, jnp.float32)
+        key = jax.random.key(self.config.seed)
+        params = jax.tree.map(np.asarray, jax.jit(self.model.init)(key, image)["params"])
+        path = self.config.train.init_from
+        return {**params, **self._pretrained(path)} if path else params
+
+    def _pretrained(self, path: str) -> dict:
+        """The top-level parts of the parameter tree that a weights file holds."""
+        if pathlib.Path(path).is_dir():
+            return checkpoint.restore(path, self.template, prefer=checkpoint.BEST).params
+        if not pathlib.Path(path).exists():
+            raise UserError(f"config.train.init_from: {path} does not exist")
+        kind = weights.kind_of(path)
+        if kind == "model":
+            return weights.load_checkpoint(path, self.template)
+        if kind == "rpn":
+            return weights.load_rpn(path, self.template)
+        image = self.config.image
+        backbone = imagenet.load_vgg16(
+            path, image.color_order, self.template["backbone"], mean=image.mean, std=image.std
+        )
+        return {"backbone": backbone}
+
+    def trained_params(self, path: str) -> dict:
+        """Parameters of a checkpoint: a published .h5 file, or a folder of this program."""
+        if path.endswith((".h5", ".hdf5")):
+            return weights.load_checkpoint(path, self.template)
+        return checkpoint.restore(path, self.template, prefer=checkpoint.BEST).params
+
+    def metadata(self, split) -> dict:
+        """What a checkpoint says of itself, so that it can be used without the dataset."""
+        return {
+            "config": self.config.to_dict(),
+            "object_names": list(split.object_classes),
+            "predicate_names": list(split.predicates),
+            "anchors": [list(row) for row in self.model.base_anchors],
+        }
+
+    def eval_batches(self, split):
+        """Batches in order, one image for each local device."""
+        image = self.config.image
+        return input_pipeline.eval_batches(
+            split,
+            batch_size=jax.local_device_count(),
+            scale=image.test_scale,
+            max_size=image.max_size,
+            buckets=image.buckets,
+            color_order=image.color_order,
+            num_workers=self.config.dataset.num_workers,
+        )
+
+    @functools.cached_property
+    def _detect(self):
+        """Detection on every local device; one compiled program per image size."""
+        options = builder.test_options(self.config)
+        run = functools.partial(detect, self.model, options=options)
+        return jax.pmap(run, in_axes=(None, 0), devices=jax.local_devices())
+
+    def evaluate(self, params, split, results_path=None) -> dict[str, float]:
+        """Metrics of `fnet_jax.evaluate.evaluate` for given parameters on a split.
+
+        In multi-process training every process evaluates the whole split, so that all of them agree
+        on which checkpoint is the best.
+        """
+        params = train_step.replicate(params)
+
+        def predict(batch):
+            inputs = {key: batch[key] for key in _MODEL_INPUTS}
+            return jax.device_get(self._detect(params, inputs))
+
+        return evaluate(
+            predict,
+            split,
+            self.eval_batches(split),
+            object_names=split.object_classes,
+            predicate_names=split.predicates,
+            results_path=results_path,
+            use_gt_boxes=self.config.test.use_gt_boxes,
+            num_images=len(split),
+        )
+
+
+def first_images(split_name: str, count: int | None) -> str:
+    """The name of a split cut to its first images, in TFDS's slicing syntax."""
+    return split_name if count is None else f"{split_name}[:{count}]"
+
+
+def run_training(config, workdir: str) -> train.FitResult:
+    """Trains, or goes on training, as `config.train.stage` says; see `train.fit`."""
+    experiment = Experiment.open(config)
+    split = experiment.split(config.dataset.train_split)
+    held_out = experiment.split(first_images(config.dataset.eval_split, config.train.eval_images))
+    options = builder.train_options(
+        config,
+        object_weights=builder.class_weights(split.object_weights),
+        predicate_weights=builder.class_weights(split.predicate_weights),
+    )
+
+    def loss_fn(params, example, key, phase):
+        return training_losses(
+            experiment.model,
+            params,
+            example,
+            key,
+            options,
+            rpn_loss=phase.rpn_loss,
+            graph_loss=phase.graph_loss,
+            frozen_layers=phase.frozen_backbone_layers,
+        )
+
+    image = config.image
+    batches = input_pipeline.train_batches(
+        split,
+        batch_size=jax.local_device_count(),
+        seed=config.seed,
+        scales=image.train_scales,
+        max_size=image.max_size,
+        buckets=image.buckets,
+        color_order=image.color_order,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=config.dataset.num_workers,
+    )
+    # Going on with a run takes its optimizer and data position too, not only its weights.
+    goes_on = config.train.stage == "continue" and pathlib.Path(config.train.init_from).is_dir()
+    with contextlib.closing(batches):
+        return train.fit(
+            loss_fn=loss_fn,
+            params=experiment.initial_params(),
+            batches=batches,
+            num_images=len(split),
+            config=config.train,
+            workdir=workdir,
+            seed=config.seed,
+            image_name=lambda index: split.record(index)["filename"],
+            evaluate_fn=lambda params: experiment.evaluate(params, held_out),
+            metadata=experiment.metadata(split),
+            resume_from=config.train.init_from if goes_on else None,
+        )
+
+
+def run_evaluation(config, workdir: str, checkpoint_path: str = "") -> dict[str, float]:
+    """Evaluates a checkpoint and writes what came of it under `workdir`/evaluation/SPLIT.
+
+    Args:
+      config: the experiment; `config.test` says how to evaluate.
+      workdir: of the training run; its best checkpoint is taken unless another is given.
+      checkpoint_path: a published .h5 file, another workdir, or a checkpoint folder.
+
+    Returns: the metrics, which are also in metrics.json, beside graphs.jsonl and pictures/.
+    """
+    experiment = Experiment.open(config)
+    split = experiment.split(first_images(config.dataset.eval_split, config.test.max_images))
+    params = experiment.trained_params(checkpoint_path or workdir)
+    suffix = "_gt_boxes" if config.test.use_gt_boxes else ""
+    folder = pathlib.Path(workdir) / "evaluation" / (config.dataset.eval_split + suffix)
+    metrics = experiment.evaluate(params, split, folder / "graphs.jsonl")
+    results.write_metrics(folder / "metrics.json", metrics)
+    print(results.format_table(metrics))
+    print(f"metrics and scene graphs: {folder / 'metrics.json'}, {folder / 'graphs.jsonl'}")
+    for index, graph in enumerate(results.read_results(folder / "graphs.jsonl")):
+        if index == config.test.pictures:
+            break
+        picture = folder / "pictures" / f"{pathlib.Path(graph['image']).stem}.png"
+        annotation = results.annotation_to_dict(
+            split.record(index), split.object_classes, split.predicates
+        )
+        draw_scene_graph(split.image(index, "rgb"), graph, picture, annotation=annotation)
+        print(f"picture: {picture}")
+    return metrics
