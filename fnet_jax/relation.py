@@ -83,9 +83,10 @@ class RelationModule(nn.Module):
         sends = mask[None, :] & ~jnp.eye(mask.shape[0], dtype=bool)
         # The original takes a bare exp, which overflows for large logits. Dividing numerator and
         # denominator by exp(top) keeps its value; top >= 0 leaves small logits as they were.
-        top = jnp.max(jnp.where(sends & (weight > 0.0), logits, 0.0), axis=1, keepdims=True)
+        heard = sends & (weight > 0.0)
+        top = jnp.max(jnp.where(heard, logits, 0.0), axis=1, keepdims=True)
         top = jax.lax.stop_gradient(jnp.maximum(top, 0.0))
-        # Senders that g silences may have larger logits than `top`: cut before exp, not after.
-        scaled = jnp.exp(jnp.minimum(logits - top, 0.0)) * jnp.where(sends, weight, 0.0)
+        # A sender that g silences may have a larger logit than `top`: cut it before the exp.
+        scaled = jnp.exp(jnp.where(heard, logits - top, 0.0)) * jnp.where(sends, weight, 0.0)
         attention = scaled / (jnp.sum(scaled, axis=1, keepdims=True) + 1e-10 * jnp.exp(-top))
         return attention @ value

@@ -7,7 +7,6 @@ for bit, what an undisturbed one computes.
 
 import contextlib
 import dataclasses
-import math
 import signal
 import threading
 import time
@@ -21,10 +20,7 @@ from fnet_jax import checkpoint as checkpoint_lib
 from fnet_jax import optim, train_step
 from fnet_jax.errors import UserError
 from fnet_jax.train_log import TrainLog
-
-# What makes a checkpoint the best one; the second where only the proposal network trains.
-BEST_METRIC = "relationship_recall@50"
-BEST_RPN_METRIC = "rpn_recall@50"
+from fnet_jax.train_plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +31,7 @@ class FitResult:
       params: the parameter tree, on the first device.
       step: optimizer steps done in total.
       epoch: epochs completed.
-      best_metric: best `BEST_METRIC` (`BEST_RPN_METRIC` in stage "rpn") of all evaluations; None if
+      best_metric: best value of the deciding metric (see `train_plan`) in all evaluations; None if
         there was none.
       interrupted: True if SIGTERM ended the run before its last step (the state is saved).
     """
@@ -74,9 +70,9 @@ def fit(
       workdir: folder of checkpoints and logs.
       seed: of all random sampling in training.
       image_name: what to call the image of an "image_index" in messages.
-      evaluate_fn: params -> metrics; the checkpoint with the highest `BEST_METRIC` is the best
-        (in stage "rpn", `BEST_RPN_METRIC`).
-        Runs each `eval_every_epochs` epochs (0: never before the end) and after the last one.
+      evaluate_fn: params -> metrics; the checkpoint with the highest relationship recall@50 is the
+        best (in stage "rpn": RPN recall@50). Runs each `eval_every_epochs` epochs (0: never before
+        the end) and after the last one.
       metadata: JSON-able facts to keep with the weights: config, object_names, predicate_names,
         anchors. The last three must agree with those of the checkpoint resumed from.
       resume_from: another run's checkpoint to go on from while the workdir has none itself.
@@ -85,7 +81,7 @@ def fit(
       NonFiniteLossError: if a loss term is NaN or infinite; earlier checkpoints stay as they are.
       UserError: for an impossible config, or a checkpoint that is unreadable or does not fit.
     """
-    plan = _Plan.from_config(config, num_images)
+    plan = Plan.from_config(config, num_images)
     metadata = dict(metadata or {})
 
     # ---- Where to begin
@@ -202,79 +198,6 @@ def fit(
         if interrupted:
             log.message(f"SIGTERM: saved step {step}; the same command goes on from there")
     return FitResult(train_step.params_of(state), step, plan.epoch(step), best_metric, interrupted)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What happens at which step; "after step n" means that n optimizer steps are done."""
-
-    config: Any
-    phases: tuple[optim.Phase, ...]
-    optimizer: Any
-    images_per_step: int
-    steps_per_epoch: int
-    last_step: int
-
-    @classmethod
-    def from_config(cls, config: Any, num_images: int) -> "_Plan":
-        for name in ("epochs", "accumulate_steps", "log_every_steps", "checkpoint_every_steps"):
-            if config[name] < 1:
-                raise UserError(f"config.train.{name}={config[name]} must be at least 1")
-        if num_images < 1:
-            raise UserError("The training split has no images; see config.dataset.train_split")
-        images_per_step = jax.device_count() * config.accumulate_steps
-        steps_per_epoch = math.ceil(num_images / images_per_step)
-        steps = config.epochs * steps_per_epoch
-        return cls(
-            config=config,
-            phases=optim.phases(
-                config.stage,
-                lr_decay_epochs=config.lr_decay_epochs,
-                frozen_backbone_layers=config.frozen_backbone_layers,
-            ),
-            optimizer=optim.make_optimizer(
-                config.optimizer,
-                momentum=config.momentum,
-                nesterov=config.nesterov,
-                weight_decay=config.weight_decay,
-                clip_norm=config.clip_norm,
-                backbone_lr_factor=config.backbone_lr_factor,
-            ),
-            images_per_step=images_per_step,
-            steps_per_epoch=steps_per_epoch,
-            last_step=steps if config.max_steps is None else min(steps, config.max_steps),
-        )
-
-    @property
-    def best_metric(self) -> str:
-        """Name of the metric that decides which checkpoint is the best."""
-        graph = any(phase.graph_loss for phase in self.phases)
-        return BEST_METRIC if graph else BEST_RPN_METRIC
-
-    def epoch(self, step: int) -> int:
-        """Epochs completed after this many steps, which is also the epoch of the next step."""
-        return step // self.steps_per_epoch
-
-    def phase(self, step: int) -> optim.Phase:
-        """The phase of the step that follows `step` done ones."""
-        return optim.phase_at(self.phases, self.epoch(step))
-
-    def learning_rate(self, epoch: int, phase: optim.Phase) -> float:
-        return optim.learning_rate(
-            epoch,
-            phase,
-            base=self.config.learning_rate,
-            decay=self.config.lr_decay,
-            decay_epochs=self.config.lr_decay_epochs,
-        )
-
-    def evaluates_after(self, step: int) -> bool:
-        epoch, rest = divmod(step, self.steps_per_epoch)
-        every = self.config.eval_every_epochs
-        return rest == 0 and (epoch == self.config.epochs or bool(every and epoch % every == 0))
-
-    def saves_after(self, step: int) -> bool:
-        return step == self.last_step or step % self.config.checkpoint_every_steps == 0
 
 
 def _check_stage(stage: str, saved: checkpoint_lib.Checkpoint, source: str) -> None:

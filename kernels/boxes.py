@@ -6,6 +6,8 @@ geometry are the two places that measure plain `x2 - x1`; they do so in their ow
 A box with `x2 < x1` or `y2 < y1` is empty unless it spans a fraction of a pixel: area 0.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -20,24 +22,39 @@ def sides(boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def area(boxes: jax.Array) -> jax.Array:
     """Areas `[...]` in square pixels of boxes `[..., 4]`; an empty or inverted box has area 0."""
-    width, height = sides(boxes)
-    return jnp.maximum(width, 0.0) * jnp.maximum(height, 0.0)
+    return _column_area(*_columns(boxes))
 
 
-def intersection_and_union(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Areas of intersection and union, elementwise over the leading axes of `a` and `b`.
+def intersection_and_union(
+    a: Sequence[jax.Array], b: Sequence[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Areas of the intersections and unions of boxes given as columns.
 
     Compare overlaps through these two, `intersection > threshold * union`, rather than through
     `iou`: the product is the same decision on every backend, while a quotient is rounded
     differently by some GPUs and by fused multiply-adds.
 
     Args:
-      a, b: `[..., 4]`, broadcast against each other.
+      a, b: x1, y1, x2, y2, each an array or the first axis of one; broadcast against each other.
+        Columns, because comparing many boxes with many vectorises over the last axis.
     """
-    corner_min = jnp.maximum(a[..., :2], b[..., :2])
-    corner_max = jnp.minimum(a[..., 2:], b[..., 2:])
-    intersection = area(jnp.concatenate([corner_min, corner_max], axis=-1))
-    return intersection, area(a) + area(b) - intersection
+    intersection = _column_area(
+        jnp.maximum(a[0], b[0]),
+        jnp.maximum(a[1], b[1]),
+        jnp.minimum(a[2], b[2]),
+        jnp.minimum(a[3], b[3]),
+    )
+    return intersection, _column_area(*a) + _column_area(*b) - intersection
+
+
+def _columns(boxes: jax.Array) -> tuple[jax.Array, ...]:
+    """x1, y1, x2, y2 of boxes `[..., 4]`, each `[...]`."""
+    return tuple(boxes[..., column] for column in range(4))
+
+
+def _column_area(x1: jax.Array, y1: jax.Array, x2: jax.Array, y2: jax.Array) -> jax.Array:
+    """Inclusive area, 0 for empty and inverted boxes."""
+    return jnp.maximum(x2 - x1 + 1.0, 0.0) * jnp.maximum(y2 - y1 + 1.0, 0.0)
 
 
 def iou(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -45,7 +62,7 @@ def iou(a: jax.Array, b: jax.Array) -> jax.Array:
 
     Two empty boxes have IoU 0.
     """
-    intersection, union = intersection_and_union(a, b)
+    intersection, union = intersection_and_union(_columns(a), _columns(b))
     return jnp.where(union > 0.0, intersection / jnp.where(union > 0.0, union, 1.0), 0.0)
 
 

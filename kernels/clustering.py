@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnet_jax.kernels.boxes import union_boxes
+from fnet_jax.kernels.boxes import intersection_and_union, union_boxes
 
 # Below this many pairs a smaller array saves nothing.
 _SMALL = 256
@@ -41,7 +41,6 @@ class _Pairs(NamedTuple):
     """Union boxes of unordered pairs; `score` is -inf once a pair belongs to a cluster."""
 
     box: jax.Array  # [4, P]
-    area: jax.Array  # [P]
     score: jax.Array  # [P]
     code: jax.Array  # [P] int32, i * R + j
 
@@ -87,7 +86,6 @@ def cluster_pairs(
     valid = mask[first] & mask[second]
     pairs = _Pairs(
         box=box,
-        area=_area(box),
         score=jnp.where(valid, scores[first] * scores[second], -jnp.inf),
         code=jnp.asarray(first * number + second),
     )
@@ -150,11 +148,7 @@ def _absorb(pairs: _Pairs, progress: _Progress, iou_threshold: float, *, ranked:
         best = alive if ranked else score == jnp.max(score)
         keeper = jnp.min(jnp.where(best, lane, size - 1))
         box = pairs.box[:, keeper]
-        width = jnp.minimum(box[2], pairs.box[2]) - jnp.maximum(box[0], pairs.box[0]) + 1.0
-        height = jnp.minimum(box[3], pairs.box[3]) - jnp.maximum(box[1], pairs.box[1]) + 1.0
-        intersection = jnp.maximum(width, 0.0) * jnp.maximum(height, 0.0)
-        union = pairs.area[keeper] + pairs.area - intersection
-        # A product, not a quotient: the same decision on every backend (see boxes.py).
+        intersection, union = intersection_and_union(box, pairs.box)
         absorbed = (intersection >= iou_threshold * union) & (union > 0.0)
         absorbed = (absorbed | (lane == keeper)) & alive
         cluster = jnp.where(absorbed, progress.count, cluster)
@@ -172,13 +166,7 @@ def _absorb(pairs: _Pairs, progress: _Progress, iou_threshold: float, *, ranked:
         # Stable: equal scores stay in order. If fewer are left, the last ones are absorbed pairs,
         # inert at -inf; if capacity ran out early, more are left and all of them keep their -1.
         score, survivors = jax.lax.top_k(score, smaller)
-        rest = _Pairs(pairs.box[:, survivors], pairs.area[survivors], score, pairs.code[survivors])
+        rest = _Pairs(pairs.box[:, survivors], score, pairs.code[survivors])
         rest_cluster, progress = _absorb(rest, progress, iou_threshold, ranked=True)
         cluster = cluster.at[survivors].max(rest_cluster, unique_indices=True)
     return cluster, progress
-
-
-def _area(box: jax.Array) -> jax.Array:
-    """Inclusive areas `[P]` of column boxes `[4, P]`."""
-    x1, y1, x2, y2 = box
-    return jnp.maximum(x2 - x1 + 1.0, 0.0) * jnp.maximum(y2 - y1 + 1.0, 0.0)

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fnet_jax.kernels.boxes import intersection_and_union
+
+# Candidates settled at a time: long enough to vectorise, short enough to stop early.
 _BLOCK = 256
 
 
@@ -102,21 +105,22 @@ def triplet_nms(
         jnp.concatenate([subject_boxes.T, object_boxes.T]),
         jnp.stack([subject_classes, predicates, object_classes]),
     )
+    count = subject_boxes.shape[0]
     if mask is None:
-        mask = jnp.ones(subject_boxes.shape[0], bool)
-    return _greedy(candidates, mask, _overlap_predicate(iou_threshold), max_output)
+        mask = jnp.ones(count, bool)
+    indices = jnp.arange(count, dtype=jnp.int32)
+    return _greedy(candidates, indices, mask, _overlap_predicate(iou_threshold), max_output)
 
 
 def _nms_by_score(candidates, scores, iou_threshold, max_output, mask) -> Kept:
-    """Rank the candidates by descending score, suppress, and map back to input indices."""
+    """Suppress in order of descending score."""
     count = scores.shape[0]
     if mask is None:
         mask = jnp.ones(count, bool)
     key = jnp.where(mask, -scores, jnp.inf)  # masked ones last: the walk ends before them
     _, order = jax.lax.sort_key_val(key, jnp.arange(count, dtype=jnp.int32), is_stable=True)
     ranked = jax.tree.map(lambda column: column[:, order], candidates)
-    kept = _greedy(ranked, mask[order], _overlap_predicate(iou_threshold), max_output)
-    return Kept(jnp.where(kept.mask, order[kept.indices], 0), kept.mask)
+    return _greedy(ranked, order, mask[order], _overlap_predicate(iou_threshold), max_output)
 
 
 def _overlap_predicate(iou_threshold: float) -> Callable[[Any, Any], jax.Array]:
@@ -127,28 +131,20 @@ def _overlap_predicate(iou_threshold: float) -> Callable[[Any, Any], jax.Array]:
         for label_a, label_b in zip(a.labels, b.labels, strict=True):
             result &= label_a == label_b
         for first in range(0, len(a.corners), 4):
-            result &= _overlaps(a.corners[first : first + 4], b.corners[first : first + 4])
+            box = slice(first, first + 4)
+            intersection, union = intersection_and_union(a.corners[box], b.corners[box])
+            result &= intersection > iou_threshold * union
         return result
-
-    def _overlaps(a: jax.Array, b: jax.Array) -> jax.Array:
-        width = jnp.minimum(a[2], b[2]) - jnp.maximum(a[0], b[0]) + 1.0
-        height = jnp.minimum(a[3], b[3]) - jnp.maximum(a[1], b[1]) + 1.0
-        intersection = jnp.maximum(width, 0.0) * jnp.maximum(height, 0.0)
-        # A product, not a quotient: the same decision on every backend (see boxes.py).
-        return intersection > iou_threshold * (_area(a) + _area(b) - intersection)
-
-    def _area(corners: jax.Array) -> jax.Array:
-        x1, y1, x2, y2 = corners
-        return jnp.maximum(x2 - x1 + 1.0, 0.0) * jnp.maximum(y2 - y1 + 1.0, 0.0)
 
     return suppresses
 
 
-def _greedy(candidates, mask, suppresses, max_output: int) -> Kept:
+def _greedy(candidates, indices, mask, suppresses, max_output: int) -> Kept:
     """Greedy suppression of candidates in rank order.
 
     Args:
       candidates: pytree of `[columns, N]` arrays.
+      indices: `[N]` int32, what to report of each candidate kept.
       mask: `[N]` bool.
       suppresses: elementwise predicate of two such pytrees without the last axis.
       max_output: number of slots.
@@ -158,8 +154,8 @@ def _greedy(candidates, mask, suppresses, max_output: int) -> Kept:
     if not block or not max_output:
         return Kept(jnp.zeros(max_output, jnp.int32), jnp.zeros(max_output, bool))
     padding = -count % block
-    candidates, mask = jax.tree.map(
-        lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)]), (candidates, mask)
+    candidates, indices, mask = jax.tree.map(
+        lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)]), (candidates, indices, mask)
     )
     # One past the last valid candidate: the walk need not go further.
     end = jnp.max(jnp.where(mask, jnp.arange(1, count + padding + 1, dtype=jnp.int32), 0))
@@ -169,10 +165,10 @@ def _greedy(candidates, mask, suppresses, max_output: int) -> Kept:
     # block longer than the slots so that the last block of survivors fits whole.
     slots = (-(-max_output // block) + 1) * block
 
-    def any_suppresses(a, b, pairs):
-        """For each b: does any a suppress it, over the allowed `pairs` `[a, 1]`?"""
+    def all_pairs(a, b):
+        """`[a, b]`: does a suppress b? Reduced over the first axis, this vectorises over b."""
         a, b = jax.tree.map(lambda x: x[:, :, None], a), jax.tree.map(lambda x: x[:, None], b)
-        return jnp.any(suppresses(a, b) & pairs, axis=0)
+        return suppresses(a, b)
 
     def slice_block(columns, start):
         return jax.lax.dynamic_slice_in_dim(columns, start, block, axis=-1)
@@ -189,16 +185,13 @@ def _greedy(candidates, mask, suppresses, max_output: int) -> Kept:
         def against_kept(i, alive):
             old = jax.tree.map(lambda x: slice_block(x, i * block), kept)
             used = i * block + lane < kept_count
-            return alive & ~any_suppresses(old, new, used[:, None])
+            return alive & ~jnp.any(all_pairs(old, new) & used[:, None], axis=0)
 
         alive = jax.lax.fori_loop(0, -(-kept_count // block), against_kept, alive)
 
         # Within the block: iterate "alive unless an earlier kept one suppresses" to its only fixed
         # point, the greedy answer. Round k settles at least the first k candidates.
-        inside = suppresses(
-            jax.tree.map(lambda x: x[:, :, None], new), jax.tree.map(lambda x: x[:, None], new)
-        )
-        inside &= earlier
+        inside = all_pairs(new, new) & earlier
 
         def settle(state):
             _, keep = state
@@ -212,7 +205,7 @@ def _greedy(candidates, mask, suppresses, max_output: int) -> Kept:
         slot = kept_count + jnp.cumsum(keep, dtype=jnp.int32) - 1
         slot = jnp.where(keep, slot, slots)
         kept = jax.tree.map(lambda k, x: k.at[:, slot].set(x, mode="drop"), kept, new)
-        kept_indices = kept_indices.at[slot].set(start + lane, mode="drop")
+        kept_indices = kept_indices.at[slot].set(slice_block(indices, start), mode="drop")
         return start + block, kept_count + jnp.sum(keep, dtype=jnp.int32), kept, kept_indices
 
     kept = jax.tree.map(lambda x: jnp.zeros((x.shape[0], slots), x.dtype), candidates)

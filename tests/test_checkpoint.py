@@ -173,7 +173,8 @@ from fnet_jax.checkpoint import LATEST, Checkpoint, Checkpoints
 writer = Checkpoints(sys.argv[1])
 for step in itertools.count((writer.step(LATEST) or 0) + 1):
     arrays = {f"layer{i}": np.full((250, 1000), step, np.float32) for i in range(20)}
-    writer.save(LATEST, Checkpoint(step, 0, arrays, {"m": np.full(9, step)}, [{"position": step}], "rpn"))
+    optimizer = {"m": np.full(9, step)}
+    writer.save(LATEST, Checkpoint(step, 0, arrays, optimizer, [{"position": step}], "rpn"))
 """
 
 

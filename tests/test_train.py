@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from fnet_jax import checkpoint
+from fnet_jax import checkpoint, optim
 from fnet_jax.errors import UserError
-from fnet_jax.train import BEST_METRIC, BEST_RPN_METRIC
+from fnet_jax.train_plan import BEST_METRIC, BEST_RPN_METRIC
 from fnet_jax.train_step import NonFiniteLossError
 from tests import train_process
 from tests.train_process import flat, run, toy_params
@@ -110,9 +110,7 @@ def test_a_step_is_the_mean_of_its_images(tmp_path):
         backbone_lr_factor=0.5,
     )
     batches = train_process.ToyBatches(1)
-    phase = train_process.train.optim.phases(
-        "from_rpn", lr_decay_epochs=2, frozen_backbone_layers=4
-    )
+    phase = optim.phases("from_rpn", lr_decay_epochs=2, frozen_backbone_layers=4)
     gradients = []
     for index in range(2):
         example = {k: v[0] for k, v in next(batches).items()}

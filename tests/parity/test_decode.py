@@ -44,7 +44,7 @@ def test_interpret(name, mode, object_nms, triplet_nms):
             g[mode + "cls_prob_object"],
             g[mode + "reranked_score"][:, 0],
             candidates,
-            np.ones(len(rois), bool),
+            jnp.ones(len(rois), bool),
             object_nms=object_nms,
         )
         triplets = rank_triplets(

@@ -57,7 +57,7 @@ def test_nms(golden):
     for case in cases:
         size, percent = case.split("_")
         dets = arrays[f"dets_{size}"]
-        kept = jax.jit(kernels.nms, static_argnums=(2, 3))(
+        kept = jax.jit(kernels.nms, static_argnums=3)(
             dets[:, :4], dets[:, 4], int(percent) / 100, len(dets)
         )
         indices = np.asarray(kept.indices)[np.asarray(kept.mask)]
@@ -71,7 +71,7 @@ def test_class_aware_nms(golden):
     cases = names(arrays, "unary_keep_")
     assert cases
     for percent in cases:
-        kept = jax.jit(kernels.class_aware_nms, static_argnums=(3, 4))(
+        kept = jax.jit(kernels.class_aware_nms, static_argnums=4)(
             dets[:, :4], dets[:, 4], classes, int(percent) / 100, len(dets)
         )
         indices = np.asarray(kept.indices)[np.asarray(kept.mask)]
@@ -83,7 +83,7 @@ def test_triplet_nms(golden):
     cases = names(arrays, "triplet_keep_")
     assert cases
     for percent in cases:
-        kept = jax.jit(kernels.triplet_nms, static_argnums=(5, 6))(
+        kept = jax.jit(kernels.triplet_nms, static_argnums=6)(
             arrays["triplet_sub_boxes"],
             arrays["triplet_obj_boxes"],
             arrays["triplet_sub_ids"],
@@ -97,7 +97,7 @@ def test_triplet_nms(golden):
 
 
 def cluster(boxes, scores, threshold, capacity=256):
-    jitted = jax.jit(kernels.cluster_pairs, static_argnums=(2, 3))
+    jitted = jax.jit(kernels.cluster_pairs, static_argnums=3)
     return jax.tree.map(np.asarray, jitted(boxes, scores, threshold, capacity))
 
 

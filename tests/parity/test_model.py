@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fnet_jax.backbone import feature_size
 from fnet_jax.detect import all_pair_predicates, detect, graph_of, valid_sizes
 from fnet_jax.kernels import cluster_pairs, roi_align
 from fnet_jax.model import FactorizableNet

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fnet_jax import losses
+from fnet_jax.builder import class_weights
 from fnet_jax.detect import valid_sizes
 from fnet_jax.kernels import cluster_pairs
 from fnet_jax.losses import LossWeights
@@ -110,10 +111,9 @@ def test_targets_are_consistent(name):
     rows = np.flatnonzero(objects.labels)
     expected[rows, objects.labels[rows]] = 1
     np.testing.assert_array_equal(inside, expected)
-    np.testing.assert_allclose(t["object_weights"][1:], np.sqrt(t["inverse_weight_object"][1:]))
-    np.testing.assert_allclose(
-        t["predicate_weights"][1:], np.sqrt(t["inverse_weight_predicate"][1:])
-    )
+    for kind in ("object", "predicate"):
+        weights = class_weights(t[f"inverse_weight_{kind}"])
+        np.testing.assert_allclose(t[f"{kind}_weights"], weights, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["w", "u"])
