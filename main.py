@@ -1,4 +1,7 @@
-"""Trains and evaluates Factorizable Net: `python main.py --config configs/shapes.py --mode train`."""
+"""Trains and evaluates Factorizable Net.
+
+`python main.py --config configs/shapes.py --mode train`.
+"""
 
 import sys
 

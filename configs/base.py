@@ -1,12 +1,14 @@
 """The published recipe of Factorizable Net; every other config changes a few fields of it.
 
-Each field is stated once, here. Fields that hold `None` are switched off.
+Each field is stated once, here. A placeholder is switched off until it is given a value.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 NORMAL_SCALES = (450, 500, 550, 600, 600, 650, 700, 750)
-# Padded image sizes (height, width) that are compiled; every image takes the smallest that holds it.
+# Padded image sizes (height, width) that are compiled; every image takes the smallest that holds
+# it.
 BUCKETS_1000 = (
     (600, 800),
     (800, 600),
@@ -30,7 +32,8 @@ def get_config() -> ConfigDict:
             "data_dir": "data",  # where built datasets are kept
             "manual_dir": "",  # where the downloaded sources lie
             "train_split": "train",
-            "eval_split": "test",
+            "validation_split": "test",  # chooses the best checkpoint, on "test" as published
+            "eval_split": "test",  # what --mode eval measures
             "num_workers": 2,  # image-loading processes; 0 loads in the main process
         }
     )
@@ -54,12 +57,14 @@ def get_config() -> ConfigDict:
             "kind": "kmeans",  # "kmeans" | "normal"
             "file": "",  # a kmeans_anchors.json; "" = the values below
             "scales": (
-                19.944, 9.118, 35.648, 42.102, 23.476, 15.882, 6.169, 9.702, 6.072, 32.254, 3.294, 10.148, 22.443,
-                13.831, 16.25, 27.969, 14.181, 27.818, 34.146, 29.812, 14.219, 22.309, 20.36, 24.025, 40.593,
+                19.944, 9.118, 35.648, 42.102, 23.476, 15.882, 6.169, 9.702, 6.072,
+                32.254, 3.294, 10.148, 22.443, 13.831, 16.25, 27.969, 14.181, 27.818,
+                34.146, 29.812, 14.219, 22.309, 20.36, 24.025, 40.593,
             ),
             "ratios": (
-                2.631, 2.304, 0.935, 0.654, 0.173, 0.72, 0.553, 0.374, 1.565, 0.463, 0.985, 0.914, 0.734,
-                2.671, 0.209, 1.318, 1.285, 2.717, 0.369, 0.718, 0.319, 0.218, 1.319, 0.442, 1.437,
+                2.631, 2.304, 0.935, 0.654, 0.173, 0.72, 0.553, 0.374, 1.565,
+                0.463, 0.985, 0.914, 0.734, 2.671, 0.209, 1.318, 1.285, 2.717,
+                0.369, 0.718, 0.319, 0.218, 1.319, 0.442, 1.437,
             ),
         }
     )  # fmt: skip
@@ -107,7 +112,7 @@ def get_config() -> ConfigDict:
             "stage": "end_to_end",
             "init_from": "",  # weights to start from: an ImageNet VGG16, an RPN or a whole model
             "epochs": 15,
-            "max_steps": None,  # stop early, after this many optimizer steps
+            "max_steps": placeholder(int),  # stop early, after this many optimizer steps
             "optimizer": "sgd",  # "sgd" | "adam" | "adagrad"
             "learning_rate": 0.01,
             "lr_decay": 0.1,
@@ -139,7 +144,8 @@ def get_config() -> ConfigDict:
             ),
             "log_every_steps": 20,
             "eval_every_epochs": 1,
-            "eval_images": None,  # at most this many images in the evaluations during training
+            # At most this many images in the evaluations during training.
+            "eval_images": placeholder(int),
             "checkpoint_every_steps": 1000,
         }
     )
@@ -153,12 +159,12 @@ def get_config() -> ConfigDict:
             "max_objects": 200,
             "subgraph_nms": 0.5,
             "use_gt_boxes": False,
-            "object_nms": None,  # class-aware NMS threshold; None = off
+            "object_nms": placeholder(float),  # class-aware NMS threshold; None = off
             "triplet_nms": 0.4,
             "predicates_per_pair": 10,
             "max_candidates": 10000,  # best triplets before triplet NMS
             "max_triplets": 100,
-            "max_images": None,  # evaluate only the first so many
+            "max_images": placeholder(int),  # evaluate only the first so many
             "pictures": 4,  # draw the graphs of the first so many
         }
     )

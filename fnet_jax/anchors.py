@@ -18,7 +18,8 @@ NORMAL_RATIOS = (0.25, 0.5, 1, 2, 4)
 def base_anchors(scales, ratios) -> np.ndarray:
     """Anchors around the first cell's centre (7.5, 7.5), one per (scale, height/width ratio).
 
-    Returns (A, 4) float32 inclusive boxes. A 16x16 box takes the ratio (sides rounded), then the scale.
+    Returns (A, 4) float32 inclusive boxes. A 16x16 box takes the ratio (sides rounded), then the
+    scale.
     """
     scales, ratios = np.asarray(scales, np.float64), np.asarray(ratios, np.float64)
     width = np.round(np.sqrt(STRIDE**2 / ratios))
@@ -45,7 +46,8 @@ def read_kmeans_anchors(path) -> tuple[tuple, tuple]:
         raise UserError(f"anchors.file: {path} does not exist") from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"anchors.file: {path} needs the lists anchor_scales_kmeans and anchor_ratios_kmeans ({error!r})"
+            f"anchors.file: {path} needs the lists anchor_scales_kmeans and anchor_ratios_kmeans "
+            f"({error!r})"
         ) from None
     if len(scales) != len(ratios) or not scales or min(scales + ratios) <= 0:
         raise UserError(f"anchors.file: {path} needs equally many positive scales and ratios")

@@ -26,7 +26,8 @@ def mask_outside(x, size):
 def max_pool(x):
     """2x2 max-pool, stride 2, odd last row and column dropped.
 
-    The maximum of four strided slices: `reduce_window` has a backward pass many times slower on CPU.
+    The maximum of four strided slices: `reduce_window` has a backward pass many times slower on
+    CPU.
     """
     h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     x = x[:, :h, :w]
@@ -54,7 +55,9 @@ class VGG16(nn.Module):
         layer = 0
         for block, repeats in enumerate(BLOCKS):
             if block:
-                x, size = max_pool(x), (size[0] // 2, size[1] // 2)
+                size = (size[0] // 2, size[1] // 2)
+                # The odd last row or column of the valid size pools with padding: drop it too.
+                x = mask_outside(max_pool(x), size)
             for _ in range(repeats):
                 x = Conv3x3(self.widths[layer], "he_normal", name=LAYERS[layer])(x)
                 x = mask_outside(nn.relu(x), size)

@@ -1,5 +1,7 @@
-"""From a config and a dataset's class names to a model and its options; the only reader of the config
-besides the training and evaluation loops."""
+"""From a config and a dataset's class names to a model and its options.
+
+The only reader of the config besides the training and evaluation loops.
+"""
 
 import numpy as np
 

@@ -12,7 +12,7 @@ MAX_OBJECTS_AFTER_NMS = 100
 
 @flax.struct.dataclass
 class Objects:
-    """Decoded objects, and for every region of interest the slot its object went to (-1: removed)."""
+    """Decoded objects; for every region of interest, the slot its object went to (-1: removed)."""
 
     boxes: jax.Array  # (R, 4) float32, original-image pixels
     scores: jax.Array  # (R,) float32

@@ -18,8 +18,8 @@ class DuplicateRemoval(nn.Module):
     def __call__(self, objects, probabilities, boxes, mask):
         """(R, D), (R,) class probability, (R, 4), (R,) bool -> factor (R,) float32.
 
-        Used slots must come first. The embedding is looked up by the *output of argsort*, not by each
-        object's rank, because the published weights were trained so.
+        Used slots must come first. The embedding is looked up by the *output of argsort*, not by
+        each object's rank, because the published weights were trained so.
         """
         if objects.shape[0] > self.num_ranks:
             raise ValueError(

@@ -12,6 +12,7 @@ import numpy as np
 from fnet_jax import (
     builder,
     checkpoint,
+    image_ops,
     imagenet,
     input_pipeline,
     results,
@@ -19,8 +20,9 @@ from fnet_jax import (
     train_step,
     weights,
 )
+from fnet_jax.calibrate import calibrate_backbone
 from fnet_jax.datasets import load_builder
-from fnet_jax.detect import detect
+from fnet_jax.detect import detect, normalise
 from fnet_jax.errors import UserError
 from fnet_jax.evaluate import evaluate
 from fnet_jax.model import FactorizableNet
@@ -30,6 +32,7 @@ from fnet_jax.visualise import draw_scene_graph
 # What detection reads of a batch; the rest stays on the host.
 _MODEL_INPUTS = ("image", "im_info", "gt_boxes", "gt_classes")
 _PARAM_SHAPE_IMAGE = (32, 32, 3)
+_CALIBRATION_IMAGES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,17 +63,34 @@ class Experiment:
         image = jax.ShapeDtypeStruct(_PARAM_SHAPE_IMAGE, jnp.float32)
         return jax.eval_shape(self.model.init, jax.random.key(0), image)["params"]
 
-    def initial_params(self) -> dict:
+    def initial_params(self, split) -> dict:
         """Random parameters, over which `train.init_from` is laid.
 
-        It may name an ImageNet VGG16 (.pth, .safetensors, Keras .h5), an RPN or a whole model in the
-        published .h5 format, or a checkpoint of this program.
+        It may name an ImageNet VGG16 (.pth, .safetensors, Keras .h5), an RPN or a whole model in
+        the published .h5 format, or a checkpoint of this program. Without it the backbone is
+        calibrated on images of the split.
         """
         image = jnp.zeros(_PARAM_SHAPE_IMAGE, jnp.float32)
         key = jax.random.key(self.config.seed)
         params = jax.tree.map(np.asarray, jax.jit(self.model.init)(key, image)["params"])
         path = self.config.train.init_from
-        return {**params, **self._pretrained(path)} if path else params
+        if path:
+            return {**params, **self._pretrained(path)}
+        backbone = calibrate_backbone(params["backbone"], self._example_images(split))
+        return {**params, "backbone": backbone}
+
+    def _example_images(self, split):
+        """A few normalised training images, cut to the size of the smallest: (n, h, w, 3)."""
+        section = self.config.image
+        images = []
+        for index in range(min(_CALIBRATION_IMAGES, len(split))):
+            image = split.image(index, section.color_order)
+            scale = float(section.train_scales[0])
+            factor = image_ops.resize_factor(image.shape[:2], scale, section.max_size)
+            images.append(image_ops.resize(image, float(factor)))
+        height, width = np.min([image.shape[:2] for image in images], axis=0)
+        cut = np.stack([image[:height, :width] for image in images])
+        return jax.vmap(lambda x: normalise(x, x.shape[:2], section.mean, section.std))(cut)
 
     def _pretrained(self, path: str) -> dict:
         """The top-level parts of the parameter tree that a weights file holds."""
@@ -157,7 +177,9 @@ def run_training(config, workdir: str) -> train.FitResult:
     """Trains, or goes on training, as `config.train.stage` says; see `train.fit`."""
     experiment = Experiment.open(config)
     split = experiment.split(config.dataset.train_split)
-    held_out = experiment.split(first_images(config.dataset.eval_split, config.train.eval_images))
+    held_out = experiment.split(
+        first_images(config.dataset.validation_split, config.train.eval_images)
+    )
     options = builder.train_options(
         config,
         object_weights=builder.class_weights(split.object_weights),
@@ -194,7 +216,7 @@ def run_training(config, workdir: str) -> train.FitResult:
     with contextlib.closing(batches):
         return train.fit(
             loss_fn=loss_fn,
-            params=experiment.initial_params(),
+            params=experiment.initial_params(split),
             batches=batches,
             num_images=len(split),
             config=config.train,

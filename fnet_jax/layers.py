@@ -19,8 +19,8 @@ def _uniform(bound: float):
 def _initializers(kernel_init: str | float, fan_in: int):
     """(kernel, bias) initializers.
 
-    `kernel_init` is a standard deviation (normal weights; biases keep PyTorch's default, uniform within
-    1/sqrt(fan_in)), "he_uniform" or "he_normal" (zero biases), or "default" (PyTorch's).
+    `kernel_init` is a standard deviation (normal weights; biases keep PyTorch's default, uniform
+    within 1/sqrt(fan_in)), "he_uniform" or "he_normal" (zero biases), or "default" (PyTorch's).
     """
     default = _uniform(fan_in**-0.5)
     if kernel_init == "default":
@@ -49,7 +49,10 @@ class Linear(nn.Module):
 
 
 def convolve(x, kernel):
-    """3x3 convolution, stride 1, zero padding 1: (n, h, w, in), (3, 3, in, out) -> (n, h, w, out)."""
+    """3x3 convolution, stride 1, zero padding 1.
+
+    (n, h, w, in), (3, 3, in, out) -> (n, h, w, out).
+    """
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -82,7 +85,7 @@ class Conv3x3(nn.Module):
 
 
 class GroupDropout(nn.Module):
-    """Drops whole groups of neighbouring channels (16 groups), the same at every position of a map."""
+    """Drops whole groups of neighbouring channels (16 groups), the same at all map positions."""
 
     rate: float
 

@@ -1,4 +1,7 @@
-"""The terms that training minimises: per-element values, masks, and one place that weighs and sums."""
+"""The terms that training minimises.
+
+Per-element values, masks, and one place that weighs and sums.
+"""
 
 import dataclasses
 

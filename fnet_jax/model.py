@@ -1,8 +1,9 @@
 """Factorizable Net: the learned parts and nothing else (no sampling, losses, decoding or metrics).
 
 Three stages, which training and detection join with what lies between them:
-`features` and `rpn_outputs` (pixels -> proposals), `graph` (objects and subgraphs -> refined vectors) and
-`predicates` (pairs -> predicate logits). One image per call; `jax.vmap` or `jax.pmap` for more.
+`features` and `rpn_outputs` (pixels -> proposals), `graph` (objects and subgraphs -> refined
+vectors) and `predicates` (pairs -> predicate logits). One image per call; `jax.vmap` or `jax.pmap`
+for more.
 """
 
 import flax.linen as nn
@@ -157,7 +158,7 @@ class FactorizableNet(nn.Module):
     def predicates(
         self, outputs: GraphOutputs, subjects, objects, subgraphs, *, train: bool = False
     ):
-        """Predicate logits (N, Q) of pairs given by (N,) indices of subject, object and subgraph."""
+        """Predicate logits (N, Q) of pairs: (N,) indices of subject, object and subgraph."""
         phrase = self.predicate_inference.infer(
             outputs.subject_term[subjects],
             outputs.object_term[objects],

@@ -18,10 +18,12 @@ from fnet_jax.subgraphs import pairs_of, with_smallest_capacity
 class TrainOptions:
     """Everything that an update step can be told about its objective; the published values."""
 
-    proposals: ProposalOptions = ProposalOptions(post_nms=2000, nms_threshold=0.7)
-    anchors: targets.AnchorOptions = targets.AnchorOptions()
-    samples: targets.SampleOptions = targets.SampleOptions()
-    loss_weights: losses.LossWeights = losses.LossWeights()
+    proposals: ProposalOptions = dataclasses.field(
+        default_factory=lambda: ProposalOptions(post_nms=2000, nms_threshold=0.7)
+    )
+    anchors: targets.AnchorOptions = dataclasses.field(default_factory=targets.AnchorOptions)
+    samples: targets.SampleOptions = dataclasses.field(default_factory=targets.SampleOptions)
+    loss_weights: losses.LossWeights = dataclasses.field(default_factory=losses.LossWeights)
     object_weights: tuple[float, ...] | None = None  # (C,) weights of the object cross-entropy
     predicate_weights: tuple[float, ...] | None = None  # (Q,)
     subgraph_capacities: tuple[int, ...] = (256, 512, 1024)
@@ -86,7 +88,9 @@ def _graph_logits(
     model, params, features, map_size, object_targets, pairs: Pairs, boxes, incidence, dropout_key
 ):
     """(object logits, box deltas, object vectors, predicate logits) with given subgraph slots."""
-    variables, rngs = {"params": params}, {"dropout": dropout_key}
+    variables = {"params": params}
+    # Each apply counts its random draws from the start: one key for both would repeat masks.
+    graph_key, predicate_key = jax.random.split(dropout_key)
     outputs = model.apply(
         variables,
         features,
@@ -96,7 +100,7 @@ def _graph_logits(
         boxes,
         incidence,
         train=True,
-        rngs=rngs,
+        rngs={"dropout": graph_key},
         method=model.graph,
     )
     predicate_logits = model.apply(
@@ -106,7 +110,7 @@ def _graph_logits(
         pairs.objects,
         pairs.subgraphs,
         train=True,
-        rngs=rngs,
+        rngs={"dropout": predicate_key},
         method=model.predicates,
     )
     return outputs.object_logits, outputs.box_deltas, outputs.objects, predicate_logits

@@ -1,4 +1,7 @@
-"""Spatially-sensitive relation inference: a predicate from subject, object and subgraph (F-Net, sec. 3.4)."""
+"""Spatially-sensitive relation inference (F-Net, sec. 3.4).
+
+A predicate from subject, object and subgraph.
+"""
 
 import flax.linen as nn
 
@@ -10,8 +13,8 @@ INIT_STD = 0.01
 class PredicateInference(nn.Module):
     """Restores relationships from the factors.
 
-    `project` runs once per object and per subgraph, `infer` once per pair: what is shared by the many
-    pairs of a subgraph is computed once.
+    `project` runs once per object and per subgraph, `infer` once per pair: what is shared by the
+    many pairs of a subgraph is computed once.
     """
 
     dim_attention: int
@@ -42,7 +45,10 @@ class PredicateInference(nn.Module):
         return self.subject(objects), self.object(objects), subgraph
 
     def infer(self, subject, object_, subgraph, *, train: bool = False):
-        """Rows of the three terms, (N, M), (N, M), (N, P, P, M) -> (N, dim_predicate) phrase vectors."""
+        """Rows of the three terms -> phrase vectors.
+
+        (N, M), (N, M), (N, P, P, M) -> (N, dim_predicate).
+        """
         subject, object_ = subject[:, None, None], object_[:, None, None]
         if self.fusion == "sum":
             x = subgraph + subject + object_

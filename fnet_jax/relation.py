@@ -1,4 +1,7 @@
-"""Relation module: objects attend to each other by looks and by geometry (F-Net `v4s`, duplicate removal)."""
+"""Relation module: objects attend to each other by looks and by geometry.
+
+Part of F-Net `v4s` and of duplicate removal.
+"""
 
 import flax.linen as nn
 import jax
@@ -60,8 +63,9 @@ class Geometry(nn.Module):
 
 
 class RelationModule(nn.Module):
-    """Every object i gathers sum_j a_ij * value_j over the others (Hu et al. 2018, as F-Net uses it).
+    """Every object i gathers sum_j a_ij * value_j over the others.
 
+    Hu et al. 2018, as F-Net uses it:
     a_ij = exp(key_i . query_j / sqrt(dim)) * g(box_i, box_j), zero for j = i, over its sum + 1e-10.
     The receiver supplies the key and the sender the query, as in the published code.
     """
@@ -73,7 +77,10 @@ class RelationModule(nn.Module):
 
     @nn.compact
     def __call__(self, features, boxes, mask):
-        """(R, D), (R, 4) pixels, (R,) bool -> (R, dim_out); the first step is ReLU of the features."""
+        """(R, D), (R, 4) pixels, (R,) bool -> (R, dim_out).
+
+        The first step is ReLU of the features.
+        """
         x = nn.relu(features)
         key = Linear(self.dim, self.kernel_init, name="key")(x)  # (R, dim)
         query = Linear(self.dim, self.kernel_init, name="query")(x)

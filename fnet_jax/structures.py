@@ -1,9 +1,9 @@
 """Arrays with names: what the rooms of the model hand to each other.
 
 Shape letters, used everywhere: R objects, K subgraph slots, N pairs, G annotated objects, T ranked
-triplets, M proposals, P pool size, C object classes and Q predicate classes (both with background 0),
-A anchors per cell, D feature dims. Sizes are static; a boolean `mask` says which slots are in use, and
-used slots always come first.
+triplets, M proposals, P pool size, C object classes and Q predicate classes (both with background
+0), A anchors per cell, D feature dims. Sizes are static; a boolean `mask` says which slots are in
+use, and used slots always come first.
 """
 
 import flax.struct

@@ -1,4 +1,7 @@
-"""Which objects, pairs and subgraphs an image has (F-Net, sec. 3.2: factorized connection graph)."""
+"""Which objects, pairs and subgraphs an image has.
+
+F-Net, sec. 3.2: factorized connection graph.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""What training asks of anchors, proposals and pairs: drawn from a key, static shapes, inside the step."""
+"""What training asks of anchors, proposals and pairs.
+
+Drawn from a key, with static shapes, inside the step.
+"""
 
 import dataclasses
 

@@ -14,19 +14,18 @@ import numpy as np
 from fnet_jax.datasets.shapes import drawing
 
 OBJECT_CLASSES = tuple(drawing.OUTLINES)
-PREDICATES = (
-    "left of",
-    "right of",
-    "above",
-    "below",
-    "inside",
-    "around",
-    "in front of",
-    "behind",
-    "larger than",
-    "smaller than",
-)
-_INVERSE = dict(zip(PREDICATES, np.array(PREDICATES).reshape(-1, 2)[:, ::-1].ravel(), strict=True))
+_INVERSE = {
+    "beside": "beside",
+    "above": "below",
+    "below": "above",
+    "inside": "around",
+    "around": "inside",
+    "in front of": "behind",
+    "behind": "in front of",
+    "larger than": "smaller than",
+    "smaller than": "larger than",
+}
+PREDICATES = tuple(_INVERSE)
 
 _SHORT_SIDE, _LONG_SIDES = 128, (128, 144, 160)
 _MIN_SIDE, _MAX_SIDE = 30.0, 76.0
@@ -91,7 +90,7 @@ def _neighbours(first: Item, second: Item) -> str | None:
             return "smaller than"
     dx, dy = (b[:2] + b[2:] - a[:2] - a[2:]) / 2
     if abs(dx) >= _UPRIGHT * abs(dy):
-        return "left of" if dx > 0 else "right of"
+        return "beside"
     if abs(dy) >= _UPRIGHT * abs(dx):
         return "above" if dy > 0 else "below"
     return None
@@ -101,7 +100,7 @@ def relate(items: list[Item]) -> list[tuple[int, int, int]]:
     """All relationships of a scene: (subject, object, predicate from 1), both ways round.
 
     Items are in painting order. A pair gets the first that applies of: inside / around, in front
-    of / behind, (two of a kind, side by side) larger / smaller than, and the four directions.
+    of / behind, (two of a kind, side by side) larger / smaller than, and beside, above or below.
     What lies inside another shape has no neighbours outside it.
     """
     pairs = [(high, low) for low in range(len(items)) for high in range(low + 1, len(items))]
@@ -183,20 +182,25 @@ def _compose(height: int, width: int, rng: np.random.Generator) -> list[Item]:
     return items
 
 
-def _colours(rng: np.random.Generator, value: tuple[float, float]) -> np.ndarray:
-    """Two shades (2, 3) BGR of one random hue, the second darker or lighter than the first."""
-    hue, saturation = rng.uniform(0, 180), rng.uniform(90, 230)
-    first = rng.uniform(*value)
+def _colours(hue: float, rng: np.random.Generator, value: tuple[float, float]) -> np.ndarray:
+    """Two shades (2, 3) BGR of one hue (0 to 180), the second darker or lighter than the first."""
+    saturation, first = rng.uniform(130, 235), rng.uniform(*value)
     second = np.clip(first + rng.choice([-1, 1]) * rng.uniform(35, 70), 30, 255)
-    hsv = np.array([[[hue, saturation, first], [hue, saturation, second]]]).astype(np.uint8)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0].astype(np.float32)
+    hsv = np.array([[[hue % 180, saturation, first], [hue % 180, saturation, second]]])
+    return cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2BGR)[0].astype(np.float32)
 
 
-def _contrasting(rng: np.random.Generator, taken: list[np.ndarray]) -> np.ndarray:
-    """Colours far from all in `taken` ((3,) BGR each), or the farthest of twenty tries."""
+def _class_hue(label: int, rng: np.random.Generator) -> float:
+    """A hue around the one its class prefers; neighbouring classes overlap at the edges."""
+    step = 180 / len(OBJECT_CLASSES)
+    return (label - 1) * step + rng.normal(0, 0.22 * step)
+
+
+def _contrasting(hue: float, rng: np.random.Generator, taken: list[np.ndarray]) -> np.ndarray:
+    """Shades of `hue` far from all in `taken` ((3,) BGR each), or the farthest of twenty tries."""
     best, best_distance = None, -1.0
     for _ in range(20):
-        pair = _colours(rng, (110, 245))
+        pair = _colours(hue, rng, (110, 245))
         distance = min(np.linalg.norm(pair.mean(axis=0) - other) for other in taken)
         if distance > best_distance:
             best, best_distance = pair, distance
@@ -237,11 +241,12 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, list, list[int], list]:
     while len(items) < 3:  # A first shape that fills the canvas can leave no room for others.
         items = _compose(height, width, rng)
 
-    ground = _colours(rng, (50, 120)) * 0.6 + 40  # Dull, so that any bright shape stands out.
+    # Dull, so that any bright shape stands out.
+    ground = _colours(rng.uniform(0, 180), rng, (50, 120)) * 0.6 + 40
     canvas = drawing.paint(int(rng.integers(len(drawing.TEXTURES))), ground, height, width, rng)
     taken = [ground.mean(axis=0)]
     for item in items:
-        colours = _contrasting(rng, taken)
+        colours = _contrasting(_class_hue(item.label, rng), rng, taken)
         taken.append(colours.mean(axis=0))
         _paint_over(canvas, item, colours, rng)
     canvas += 5 * rng.standard_normal(canvas.shape, np.float32)

@@ -1,4 +1,7 @@
-"""The small golden models: their sizes from `model_config.json`, their weights from `model_*.h5`."""
+"""The small golden models.
+
+Their sizes come from `model_config.json`, their weights from `model_*.h5`.
+"""
 
 import functools
 import json

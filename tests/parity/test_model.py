@@ -1,7 +1,7 @@
 """The three small models, loaded from their published-format files, against golden arrays.
 
-Stage by stage: stored inputs in, stored outputs out. Then from the image, where the tolerance is a few
-times the stored noise: what float32 itself cannot resolve.
+Stage by stage: stored inputs in, stored outputs out. Then from the image, where the tolerance is a
+few times the stored noise: what float32 itself cannot resolve.
 """
 
 import jax

@@ -1,0 +1,1 @@
+"""Six annotated photos: see the README beside this file."""

@@ -1,0 +1,251 @@
+"""Detection and the training objective as whole programs, on the images that break programs."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from fnet_jax import detect as detection
+from fnet_jax.backbone import LAYERS
+from fnet_jax.detect import ProposalOptions, detect
+from fnet_jax.kernels import cluster_pairs
+from fnet_jax.objective import TrainOptions, training_losses
+from fnet_jax.targets import AnchorOptions, SampleOptions
+from tests.small_model import PREDICATES, QUICK, example, random_model
+
+R = 12
+PROPOSALS = ProposalOptions(pre_nms=64, post_nms=16, min_size=4.0)
+OPTIONS = detection.TestOptions(
+    proposals=PROPOSALS,
+    max_objects=R,
+    subgraph_capacities=(64,),
+    subgraph_nms=0.7,
+    max_triplets=30,
+)
+NO_PROPOSAL_SCALE = 100.0  # the smallest side allowed is min_size * scale pixels: 400
+traces = []
+
+
+@pytest.fixture(scope="module")
+def network():
+    return random_model(relation_module=False)
+
+
+@functools.cache
+def program(model, options):
+    def run(params, example):
+        traces.append(options)
+        return detect(model, params, example, options)
+
+    return jax.jit(run, compiler_options=QUICK)
+
+
+def detected(network, example, options=OPTIONS):
+    model, params = network
+    return jax.tree.map(np.asarray, program(model, options)(params, example))
+
+
+def assert_finite(tree):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+
+
+def assert_same_graph(actual, expected):
+    for field in dataclasses.fields(expected):
+        a, b = getattr(actual, field.name), getattr(expected, field.name)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=field.name)
+
+
+def no_objects(**changes):
+    image = example(**changes)
+    zero = {name: np.zeros_like(image[name]) for name in ("gt_classes", "gt_relationships")}
+    return image | zero
+
+
+# ---- one program ----
+
+
+def test_detection_traces_once_for_equal_shapes(network):
+    detected(network, example())
+    before = len(traces)
+    first = detected(network, example())
+    other = detected(network, example(seed=1, size=(40, 70), scale=2.0))
+    assert len(traces) == before
+    assert np.any(first.class_probs != other.class_probs)
+
+
+def test_detection_is_ranked_and_in_the_original_image(network):
+    graph = detected(network, example(size=(40, 70), scale=2.0))
+    assert 0 < graph.roi_mask.sum() < R  # some slots are unused
+    assert (graph.boxes >= 0).all()
+    assert (graph.boxes <= [34, 19, 34, 19]).all()  # 70 / 2 - 1 and 40 / 2 - 1
+    assert (np.diff(graph.triplet_scores) <= 0).all()
+    assert graph.triplet_mask.any()
+    assert graph.overflow == 0
+
+
+def test_fewer_than_ten_predicates(network):
+    graph = detected(network, example())
+    assert OPTIONS.predicates_per_pair > PREDICATES - 1
+    assert graph.predicates.min() >= 1
+    assert graph.predicates.max() < PREDICATES
+
+
+def test_vmap_is_a_loop(network):
+    model, params = network
+    images = [example(), example(seed=1, size=(40, 70), scale=2.0), no_objects(seed=2)]
+    batch = jax.tree.map(lambda *x: np.stack(x), *images)
+    run = jax.vmap(lambda e: detect(model, params, e, OPTIONS))
+    together = jax.tree.map(np.asarray, jax.jit(run, compiler_options=QUICK)(batch))
+    for i, image in enumerate(images):
+        mine = jax.tree.map(lambda x, i=i: x[i], together)
+        assert_same_graph(mine, detected(network, image))
+
+
+# ---- subgraph capacity ----
+
+
+@pytest.mark.parametrize("capacities", [(16, 64), (96,)])
+def test_capacity_that_suffices_changes_nothing(network, capacities):
+    options = dataclasses.replace(OPTIONS, subgraph_capacities=capacities)
+    counts = []
+    for image in (example(), example(size=(20, 30))):
+        expected = detected(network, image)
+        assert_same_graph(detected(network, image, options), expected)
+        counts.append(expected.num_subgraphs)
+    # So both capacities of (16, 64) were used.
+    assert min(counts) <= 16 < max(counts) <= 64
+
+
+def test_pairs_beyond_the_capacity_are_counted_and_left_out(network, monkeypatch):
+    model, params = network
+    seen = []
+
+    def spy(*args, **kwargs):
+        seen.append(cluster_pairs(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(detection, "cluster_pairs", spy)
+    options = dataclasses.replace(
+        OPTIONS, subgraph_capacities=(3,), triplet_nms=None, max_triplets=R * R * PREDICATES
+    )
+    run = jax.jit(
+        lambda p, e: (detect(model, p, e, options), seen[-1].pair_cluster), compiler_options=QUICK
+    )
+    graph, pair_cluster = jax.tree.map(np.asarray, run(params, example()))
+    placed = pair_cluster >= 0
+    assert graph.num_subgraphs == 3
+    assert graph.overflow == np.sum(~placed) > 0
+    subjects, objects = graph.subjects[graph.triplet_mask], graph.objects[graph.triplet_mask]
+    listed = np.zeros((R, R), int)
+    np.add.at(listed, (subjects, objects), 1)
+    np.testing.assert_array_equal(listed, placed * (PREDICATES - 1))
+    assert_finite(graph)
+
+
+# ---- images with little in them ----
+
+
+def test_no_proposals(network):
+    graph = detected(network, example(scale=NO_PROPOSAL_SCALE))
+    for mask in (graph.object_mask, graph.roi_mask, graph.triplet_mask, graph.proposal_mask):
+        assert not mask.any()
+    assert graph.num_subgraphs == 0
+    assert graph.overflow == 0
+    assert_finite(graph)
+
+
+def test_given_boxes(network):
+    options = dataclasses.replace(OPTIONS, use_gt_boxes=True)
+    image = example()
+    graph = detected(network, image, options)
+    np.testing.assert_allclose(graph.boxes[:2], image["gt_boxes"][:2] / 1.25, rtol=1e-6)
+    pairs = set(zip(graph.subjects.tolist(), graph.objects.tolist(), strict=True))
+    assert pairs == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert np.sum(graph.triplet_mask) == 4 * (PREDICATES - 1)
+
+    nothing = detected(network, no_objects(), options)
+    assert nothing.roi_mask.any()  # proposals are there still
+    assert not nothing.triplet_mask.any()
+    assert_finite(nothing)
+
+    neither = detected(network, no_objects(scale=NO_PROPOSAL_SCALE), options)
+    assert not neither.roi_mask.any()
+    assert not neither.triplet_mask.any()
+    assert_finite(neither)
+
+
+TRAIN_OPTIONS = TrainOptions(
+    proposals=dataclasses.replace(PROPOSALS, post_nms=48, nms_threshold=0.7),
+    anchors=AnchorOptions(batch_size=16),
+    samples=SampleOptions(object_batch=12, relation_batch=8),
+    object_weights=(1.0, 2.0, 0.5, 1.0, 3.0),
+    predicate_weights=(1.0, 2.0, 3.0, 4.0),
+    subgraph_capacities=(96,),
+)
+
+
+@pytest.fixture(scope="module")
+def objective():
+    model, params = random_model()
+    run = jax.jit(
+        jax.value_and_grad(
+            lambda p, e, key: training_losses(model, p, e, key, TRAIN_OPTIONS), has_aux=True
+        ),
+        compiler_options=QUICK,
+    )
+
+    def losses_of(image, seed=0):
+        (total, report), gradients = run(params, image, jax.random.key(seed))
+        return float(total), jax.tree.map(float, report), jax.tree.map(np.asarray, gradients)
+
+    return losses_of
+
+
+def test_training_losses(objective):
+    total, report, gradients = objective(example())
+    assert report["foreground_objects"] > 0
+    assert report["foreground_pairs"] > 0
+    assert report["overflow"] == 0
+    assert (
+        min(report[name] for name in ("object_class", "object_box", "predicate", "duplicate")) > 0
+    )
+    assert_finite(gradients)
+    for layer, name in enumerate(LAYERS):
+        assert np.any(gradients["backbone"][name]["kernel"]) == (layer >= 4), name
+    for name in ("rpn", "object_fc", "subgraph_conv", "message_passing_0", "duplicate_removal"):
+        assert any(np.any(leaf) for leaf in jax.tree.leaves(gradients[name])), name
+    assert objective(example())[0] == total
+    assert objective(example(), seed=1)[0] != total
+
+
+def without_relationships():
+    image = example()
+    return image | {"gt_relationships": np.zeros_like(image["gt_relationships"])}
+
+
+@pytest.mark.parametrize(
+    ("image", "zero"),
+    [
+        (without_relationships(), {"foreground_pairs"}),
+        (
+            no_objects(),
+            {"foreground_objects", "foreground_pairs", "object_box", "duplicate", "rpn_box"},
+        ),
+        (
+            example(scale=NO_PROPOSAL_SCALE),
+            {"foreground_objects", "object_class", "object_box", "predicate", "num_subgraphs"},
+        ),
+        (no_objects(scale=NO_PROPOSAL_SCALE), {"object_class", "predicate", "rpn_box"}),
+    ],
+    ids=["no relationships", "no objects", "no proposals", "neither"],
+)
+def test_training_losses_of_a_poor_image(objective, image, zero):
+    total, report, gradients = objective(image)
+    assert np.isfinite(total)
+    assert total > 0  # the proposal network always learns something
+    assert {name for name in zero if report[name] == 0.0} == zero
+    assert_finite(report)
+    assert_finite(gradients)
