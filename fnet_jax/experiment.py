@@ -32,7 +32,7 @@ from fnet_jax.visualise import draw_scene_graph
 # What detection reads of a batch; the rest stays on the host.
 _MODEL_INPUTS = ("image", "im_info", "gt_boxes", "gt_classes")
 _PARAM_SHAPE_IMAGE = (32, 32, 3)
-_CALIBRATION_IMAGES = 16
+_CALIBRATION_IMAGES = 8
 
 
 @dataclasses.dataclass(frozen=True)

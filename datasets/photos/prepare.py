@@ -1,4 +1,4 @@
-"""Lays out the six photos as VRD's release does: `python -m fnet_jax.datasets.photos.prepare OUT`."""
+"""Lays out the six photos as VRD does: `python -m fnet_jax.datasets.photos.prepare OUT`."""
 
 import json
 import pathlib

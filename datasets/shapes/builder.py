@@ -15,7 +15,7 @@ from fnet_jax.datasets.shapes import scene as scenes
 class ShapesConfig(tfds.core.BuilderConfig):
     """How many images each split has, and the seed that all of them are drawn from."""
 
-    train: int = 1500
+    train: int = 1600
     validation: int = 100
     test: int = 200
     seed: int = 0
@@ -27,7 +27,7 @@ class Shapes(schema.SceneGraphBuilder):
     name = "shapes"
     SPLITS = ("train", "validation", "test")
     BUILDER_CONFIGS = [  # noqa: RUF012 - the attribute that TFDS reads
-        ShapesConfig(name="default", description="1500 training scenes"),
+        ShapesConfig(name="default", description="1600 training scenes"),
         ShapesConfig(name="tiny", description="for tests", train=24, validation=4, test=8),
     ]
 
