@@ -53,7 +53,6 @@ def get_config() -> ConfigDict:
 
     config.anchors = ConfigDict(
         {
-            # kmeans_anchors.json beside the dataset's sources wins over these where it exists.
             "kind": "kmeans",  # "kmeans" | "normal"
             "file": "",  # a kmeans_anchors.json; "" = the values below
             "scales": (

@@ -12,7 +12,6 @@ from fnet_jax.structures import Proposals
 from fnet_jax.subgraphs import keep_best, merge_gt_boxes, pairs_among
 
 THRESHOLD = 0.5
-MAX_OBJECTS = 200
 
 
 @pytest.mark.parametrize("case", ["test", "train", "small", "padded"])
@@ -77,8 +76,9 @@ def assert_graph(g, prefix, objects, clusters, pairs):
 def test_graph(golden, case):
     g = golden("graph")
     rois = g[f"{case}_rois_in"]
-    objects = keep_best(padded(rois, len(rois) + 7), MAX_OBJECTS)
-    clusters = cluster_pairs(objects.boxes, objects.scores, THRESHOLD, 256, mask=objects.mask)
+    objects = keep_best(padded(rois, len(rois) + 7), len(g[f"{case}_object_rois"]))
+    slots = len(g[f"{case}_region_rois"]) + 9
+    clusters = cluster_pairs(objects.boxes, objects.scores, THRESHOLD, slots, mask=objects.mask)
     pairs = pairs_among(clusters, objects.mask.shape[0], objects.mask)
     assert_graph(g, f"{case}_", objects, clusters, pairs)
 
@@ -89,8 +89,9 @@ def test_graph_with_gt_boxes(golden):
     slots = len(gt) + 3
     gt_mask = jnp.arange(slots) < len(gt)
     gt_boxes = jnp.asarray(np.pad(gt[:, 1:5], ((0, 3), (0, 0))))
-    proposals = keep_best(padded(g["gt_rois_in"], 64), MAX_OBJECTS)
+    proposals = padded(g["gt_rois_in"], len(g["gt_rois_in"]) + 4)
     objects = merge_gt_boxes(proposals, gt_boxes, gt_mask, THRESHOLD)
-    clusters = cluster_pairs(objects.boxes, objects.scores, THRESHOLD, 256, mask=objects.mask)
+    capacity = len(g["gt_region_rois"]) + 9
+    clusters = cluster_pairs(objects.boxes, objects.scores, THRESHOLD, capacity, mask=objects.mask)
     pairs = pairs_among(clusters, slots, gt_mask)
     assert_graph(g, "gt_", objects, clusters, pairs)

@@ -115,7 +115,8 @@ def test_graph(name):
     rois = g["nogt_proposals"]
     proposals = Proposals(rois[:, 1:5], rois[:, 5], np.ones(len(rois), bool))
     objects = keep_best(proposals, o["TEST_BBOX_NUM"])
-    clusters = cluster_pairs(objects.boxes, objects.scores, o["TEST_REGION_NMS_THRES"], 64)
+    slots = len(rois) ** 2
+    clusters = cluster_pairs(objects.boxes, objects.scores, o["TEST_REGION_NMS_THRES"], slots)
     count = int(clusters.count)
     assert count == int(g["nogt_n_regions"])
     np.testing.assert_array_equal(objects.boxes, g["nogt_object_rois"][:, 1:])
@@ -234,7 +235,8 @@ def test_graph_stage(name, mode):
         rows = {tuple(r[1:5]): r[5] for r in g["nogt_proposals"]}
         scores = np.array([rows.get(tuple(b), 1.0) for b in boxes], np.float32)
     objects = Proposals(boxes, scores, np.ones(len(boxes), bool))
-    clusters = cluster_pairs(boxes, scores, o["TEST_REGION_NMS_THRES"], 64)
+    slots = int(g[mode + "n_regions"]) + 9
+    clusters = cluster_pairs(boxes, scores, o["TEST_REGION_NMS_THRES"], slots)
     assert int(clusters.count) == int(g[mode + "n_regions"])
     count = len(g["gt_objects"]) if given else len(boxes)
     pairs = pairs_among(clusters, count, np.ones(count, bool))
@@ -252,7 +254,7 @@ def test_graph_stage(name, mode):
             objects,
             clusters,
             pairs,
-            capacities=(32, 64),
+            capacities=(slots - 3, slots),
         )
     )
     classes, deltas, vectors, predicates = run(params)

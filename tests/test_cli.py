@@ -1,0 +1,91 @@
+"""The command line as a user meets it: one clear line for a mistake, and a whole run in small."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+SHAPES = ("--config", "configs/shapes.py")
+
+
+def run(*arguments, timeout=600):
+    command = [sys.executable, "main.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ((), ["--config is missing"]),
+        (("--config", "configs/nope.py", "--mode", "train", "--workdir", "x"), ["configs/nope.py"]),
+        ((*SHAPES, "--mode", "trian"), ["trian", "train"]),
+        ((*SHAPES, "--mode", "train"), ["--workdir is missing"]),
+        ((*SHAPES, "--config.train.epoch=3"), ["epoch", "epochs"]),
+        ((*SHAPES, "--config.train.epochs=many"), ["config.train.epochs", "many"]),
+        ((*SHAPES, "--wrkdir=x"), ["wrkdir", "workdir"]),
+    ],
+)
+def test_mistyped_flags(arguments, names):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    line = done.stderr.strip()
+    assert line.startswith("error: ") and "\n" not in line
+    assert all(name in line for name in names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        (["--config.dataset.name=coco"], ["coco", "shapes", "vrd"]),
+        (["--config.dataset.name=vrd"], ["dataset.manual_dir", "json_dataset"]),
+        (["--config.dataset.train_split=trian"], ["trian", "train", "test"]),
+        (["--config.train.stage=rpm"], ["train.stage", "rpm", "from_rpn"]),
+        (["--config.train.init_from=/nowhere/vgg16.pth"], ["init_from", "/nowhere/vgg16.pth"]),
+        (["--config.model.geometry=v3"], ["model.geometry", "v3", "v1", "v2"]),
+        (["--config.model.rank_embeddings=8"], ["model.rank_embeddings", "8"]),
+        (["--config.anchors.file=/nowhere.json"], ["anchors.file", "/nowhere.json"]),
+    ],
+)
+def test_mistakes_in_the_config(tmp_path, changes, names):
+    dataset = [f"--config.dataset.data_dir={tmp_path.parent / 'data'}"]
+    if "dataset.name" not in changes[0]:
+        dataset.append("--config.dataset.builder_config=tiny")
+    done = run(*SHAPES, "--mode", "train", "--workdir", tmp_path / "run", *dataset, *changes)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "Traceback" not in done.stderr
+    assert all(name in last for name in names), last
+
+
+def test_train_resume_and_evaluate(tmp_path):
+    """The real network on the tiny drawn dataset: two steps, one more, then an evaluation."""
+    workdir = tmp_path / "run"
+    common = (
+        *SHAPES,
+        "--workdir",
+        workdir,
+        f"--config.dataset.data_dir={tmp_path / 'data'}",
+        "--config.dataset.builder_config=tiny",
+        "--config.model.subgraph_capacities=(128,)",
+        "--config.train.log_every_steps=1",
+    )
+    for steps in (2, 3):
+        done = run(*common, "--mode", "train", f"--config.train.max_steps={steps}")
+        assert done.returncode == 0, done.stderr
+    records = [json.loads(x) for x in (workdir / "train_log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3]
+
+    done = run(*common, "--mode", "eval", "--config.test.pictures=1")
+    assert done.returncode == 0, done.stderr
+    folder = workdir / "evaluation" / "test"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["images"] == 8 and 0 <= metrics["relationship_recall@100"] <= 1
+    graphs = [json.loads(line) for line in (folder / "graphs.jsonl").read_text().splitlines()]
+    assert len(graphs) == 8
+    assert all(len(graph["objects"]) <= 24 and len(graph["triplets"]) <= 100 for graph in graphs)
+    assert len(list((folder / "pictures").glob("*.png"))) == 1
+    assert str(folder / "pictures") in done.stdout
