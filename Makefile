@@ -23,5 +23,5 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-clean:
-	rm -rf .venv runs data
+clean:  # leaves data and runs alone
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis

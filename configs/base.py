@@ -107,7 +107,7 @@ def get_config() -> ConfigDict:
 
     config.train = ConfigDict(
         {
-            # "rpn" | "from_rpn" | "end_to_end" | "continue" | "message_passing"
+            # "rpn", "from_rpn", "end_to_end", "continue", "message_passing" or "from_scratch"
             "stage": "end_to_end",
             "init_from": "",  # weights to start from: an ImageNet VGG16, an RPN or a whole model
             "epochs": 15,

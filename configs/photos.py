@@ -19,7 +19,7 @@ def get_config():
     config.image.max_size = 320
     config.image.buckets = ((320, 320),)
 
-    # The published k-means anchors; objects are small and large here.
+    # Objects from 16 pixels to the whole picture.
     config.anchors.kind = "normal"
     config.rpn_train.min_size = 4.0
     config.test.min_size = 4.0

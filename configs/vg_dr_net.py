@@ -5,6 +5,14 @@
 
 Published with the original code: relationship recall@50 19.807, @100 25.488
 (paper: relationship recall@50 19.88, phrase recall@50 26.91).
+
+The proposal network can be trained first (its own recipe: 12 epochs, a step every 3), with the
+same command and
+
+    --workdir runs/vg_dr_net_rpn --config.train.stage=rpn --config.train.epochs=12 \\
+        --config.train.lr_decay_epochs=3
+
+and then the whole: --config.train.stage=from_rpn --config.train.init_from=runs/vg_dr_net_rpn
 """
 
 from fnet_jax.configs import base

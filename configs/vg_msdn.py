@@ -5,6 +5,14 @@
 
 Published with the original code: relationship recall@50 12.984, @100 16.506
 (paper: relationship recall@50 13.06, phrase recall@50 22.84).
+
+The proposal network can be trained first (its own recipe: 12 epochs, a step every 3), with the
+same command and
+
+    --workdir runs/vg_msdn_rpn --config.train.stage=rpn --config.train.epochs=12 \\
+        --config.train.lr_decay_epochs=3
+
+and then the whole: --config.train.stage=from_rpn --config.train.init_from=runs/vg_msdn_rpn
 """
 
 from fnet_jax.configs import base

@@ -5,7 +5,14 @@
 
 Published with the original code: relationship recall@50 19.453, @100 24.640
 (paper: relationship recall@50 18.32, phrase recall@50 26.03).
-To start from a trained RPN add `--config.train.stage=from_rpn --config.train.init_from=RPN.h5`.
+
+The proposal network can be trained first (its own recipe: 15 epochs, a step every 5), with the
+same command and
+
+    --workdir runs/vrd_rpn --config.train.stage=rpn --config.train.epochs=15 \\
+        --config.train.lr_decay_epochs=5
+
+and then the whole: --config.train.stage=from_rpn --config.train.init_from=runs/vrd_rpn
 """
 
 from fnet_jax.configs import base

@@ -27,7 +27,7 @@ LATEST = "latest"
 BEST = "best"
 _FOLDER = "checkpoints"
 # What a model is tied to; weights for other classes or anchors would be silently wrong.
-_TIED = ("object_names", "predicate_names", "anchors")
+_TIED = ("object_names", "predicate_names", "anchors", "network")
 _MAX_LISTED = 12
 
 
@@ -149,6 +149,11 @@ def restore_latest(
     return None if _find_step(folder, LATEST) is None else restore(folder, template)
 
 
+def has_latest(workdir: str | pathlib.Path) -> bool:
+    """Whether a workdir holds a run that can be gone on with."""
+    return _find_step(pathlib.Path(workdir).absolute() / _FOLDER / LATEST, LATEST) is not None
+
+
 def restore_best_metric(workdir: str | pathlib.Path, name: str) -> float | None:
     """The value of the named metric in a workdir's best checkpoint, if that was chosen by it."""
     step_dir = _find_step(pathlib.Path(workdir).absolute() / _FOLDER / BEST, BEST)
@@ -183,7 +188,7 @@ def check_fits(
 def check_metadata(
     checkpoint: Checkpoint, metadata: Mapping[str, Any], path: str | pathlib.Path
 ) -> None:
-    """Raises UserError if class names or anchors differ from those the checkpoint was made with."""
+    """Raises UserError if classes, anchors or network differ from those of the checkpoint."""
     current = json.loads(json.dumps(dict(metadata)))
     for key in _TIED:
         saved = checkpoint.metadata.get(key)

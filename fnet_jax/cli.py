@@ -47,6 +47,10 @@ def _run() -> None:
     from fnet_jax import experiment
 
     config = _CONFIG.value
+    if _CHECKPOINT.value and _MODE.value != "eval":
+        raise UserError(
+            "--checkpoint is for --mode eval; training starts from config.train.init_from"
+        )
     if _MODE.value == "train":
         result = experiment.run_training(config, _WORKDIR.value)
         best = "" if result.best_metric is None else f", best recall@50 {result.best_metric:.1%}"

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ from fnet_jax.visualise import draw_scene_graph
 _MODEL_INPUTS = ("image", "im_info", "gt_boxes", "gt_classes")
 _PARAM_SHAPE_IMAGE = (32, 32, 3)
 _CALIBRATION_IMAGES = 8
+_NEEDS_WEIGHTS = ("from_rpn", "continue", "message_passing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +56,14 @@ class Experiment:
         model = builder.build_model(config, len(split.object_classes), len(split.predicates))
         return cls(config, dataset, model)
 
-    def split(self, name: str) -> input_pipeline.Split:
-        return input_pipeline.Split(self.dataset, name)
+    def split(self, name: str, limit: int | None = None) -> input_pipeline.Split:
+        """A split of the dataset, or only its first `limit` images."""
+        split = input_pipeline.Split(self.dataset, name)
+        if limit is None or limit >= len(split):
+            return split
+        if "[" in name:
+            raise UserError(f"split {name!r} is cut already; leave the number of images unset")
+        return input_pipeline.Split(self.dataset, f"{name}[:{limit}]")
 
     @functools.cached_property
     def template(self):
@@ -73,7 +81,18 @@ class Experiment:
         image = jnp.zeros(_PARAM_SHAPE_IMAGE, jnp.float32)
         key = jax.random.key(self.config.seed)
         params = jax.tree.map(np.asarray, jax.jit(self.model.init)(key, image)["params"])
-        path = self.config.train.init_from
+        path, stage = self.config.train.init_from, self.config.train.stage
+        if not path and stage in _NEEDS_WEIGHTS:
+            raise UserError(
+                f"config.train.stage={stage} starts from trained weights; name them with "
+                "--config.train.init_from"
+            )
+        if not path and stage == "end_to_end":
+            print(
+                "warning: config.train.init_from is empty: training starts from a random VGG16, "
+                "and its first layers stay so; see README, Stages",
+                file=sys.stderr,
+            )
         if path:
             return {**params, **self._pretrained(path)}
         backbone = calibrate_backbone(params["backbone"], self._example_images(split))
@@ -95,7 +114,7 @@ class Experiment:
     def _pretrained(self, path: str) -> dict:
         """The top-level parts of the parameter tree that a weights file holds."""
         if pathlib.Path(path).is_dir():
-            return checkpoint.restore(path, self.template, prefer=checkpoint.BEST).params
+            return self._restored(path)
         if not pathlib.Path(path).exists():
             raise UserError(f"config.train.init_from: {path} does not exist")
         kind = weights.kind_of(path)
@@ -113,12 +132,24 @@ class Experiment:
         """Parameters of a checkpoint: a published .h5 file, or a folder of this program."""
         if path.endswith((".h5", ".hdf5")):
             return weights.load_checkpoint(path, self.template)
-        return checkpoint.restore(path, self.template, prefer=checkpoint.BEST).params
+        return self._restored(path)
+
+    def _restored(self, path: str) -> dict:
+        saved = checkpoint.restore(path, self.template, prefer=checkpoint.BEST)
+        checkpoint.check_metadata(
+            saved, self.metadata(self.split(self.config.dataset.train_split)), path
+        )
+        return saved.params
 
     def metadata(self, split) -> dict:
         """What a checkpoint says of itself, so that it can be used without the dataset."""
+        model = self.config.model.to_dict()
+        # How much room subgraphs get, and dropout, change between uses of the same weights.
+        network = {k: v for k, v in model.items() if k not in ("subgraph_capacities", "dropout")}
+        network |= {k: self.config.image[k] for k in ("color_order", "mean", "std")}
         return {
             "config": self.config.to_dict(),
+            "network": network,
             "object_names": list(split.object_classes),
             "predicate_names": list(split.predicates),
             "anchors": [list(row) for row in self.model.base_anchors],
@@ -168,18 +199,11 @@ class Experiment:
         )
 
 
-def first_images(split_name: str, count: int | None) -> str:
-    """The name of a split cut to its first images, in TFDS's slicing syntax."""
-    return split_name if count is None else f"{split_name}[:{count}]"
-
-
 def run_training(config, workdir: str) -> train.FitResult:
     """Trains, or goes on training, as `config.train.stage` says; see `train.fit`."""
     experiment = Experiment.open(config)
     split = experiment.split(config.dataset.train_split)
-    held_out = experiment.split(
-        first_images(config.dataset.validation_split, config.train.eval_images)
-    )
+    held_out = experiment.split(config.dataset.validation_split, config.train.eval_images)
     options = builder.train_options(
         config,
         object_weights=builder.class_weights(split.object_weights),
@@ -212,11 +236,14 @@ def run_training(config, workdir: str) -> train.FitResult:
         num_workers=config.dataset.num_workers,
     )
     # Going on with a run takes its optimizer and data position too, not only its weights.
+    # A run that goes on needs the shapes of its parameters only.
+    started = checkpoint.has_latest(workdir)
+    params = experiment.template if started else experiment.initial_params(split)
     goes_on = config.train.stage == "continue" and pathlib.Path(config.train.init_from).is_dir()
     with contextlib.closing(batches):
         return train.fit(
             loss_fn=loss_fn,
-            params=experiment.initial_params(split),
+            params=params,
             batches=batches,
             num_images=len(split),
             config=config.train,
@@ -240,7 +267,7 @@ def run_evaluation(config, workdir: str, checkpoint_path: str = "") -> dict[str,
     Returns: the metrics, which are also in metrics.json, beside graphs.jsonl and pictures/.
     """
     experiment = Experiment.open(config)
-    split = experiment.split(first_images(config.dataset.eval_split, config.test.max_images))
+    split = experiment.split(config.dataset.eval_split, config.test.max_images)
     params = experiment.trained_params(checkpoint_path or workdir)
     suffix = "_gt_boxes" if config.test.use_gt_boxes else ""
     folder = pathlib.Path(workdir) / "evaluation" / (config.dataset.eval_split + suffix)

@@ -93,11 +93,15 @@ def duplicate_loss(probability, factor, targets: ObjectTargets) -> dict:
 
 
 def weighted_total(terms: dict, weights: LossWeights):
-    """The sum that is minimised; absent terms count nothing."""
+    """The sum that is minimised; absent terms count nothing.
+
+    The weight of the RPN is its share beside the other losses: alone, its loss counts fully.
+    """
     total = jnp.zeros((), jnp.float32)
     for name in ("object_class", "object_box", "predicate", "duplicate"):
         if name in terms:
             total = total + getattr(weights, name) * terms[name]
     if "rpn_class" in terms:
-        total = total + weights.rpn * (terms["rpn_class"] + weights.rpn_box * terms["rpn_box"])
+        share = weights.rpn if "object_class" in terms else 1.0
+        total = total + share * (terms["rpn_class"] + weights.rpn_box * terms["rpn_box"])
     return total

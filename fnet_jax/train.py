@@ -81,7 +81,6 @@ def fit(
       NonFiniteLossError: if a loss term is NaN or infinite; earlier checkpoints stay as they are.
       UserError: for an impossible config, or a checkpoint that is unreadable or does not fit.
     """
-    plan = Plan.from_config(config, num_images)
     metadata = dict(metadata or {})
 
     # ---- Where to begin
@@ -90,6 +89,12 @@ def fit(
     if saved is None and resume_from:
         saved, source = checkpoint_lib.restore(resume_from, params), resume_from
     first_step = saved.step if saved else 0
+    # Going on with a finished run starts a fresh learning-rate schedule, as the original does.
+    first_epoch = saved.metadata.get("first_epoch", 0) if saved else 0
+    if saved and config.stage == "continue" != saved.stage:
+        first_epoch = saved.epoch
+    plan = Plan.from_config(config, num_images, first_epoch)
+    metadata |= {"first_epoch": first_epoch, "steps_per_epoch": plan.steps_per_epoch}
     best_metric = checkpoint_lib.restore_best_metric(workdir, plan.best_metric)
     phase = plan.phase(first_step)
     state = train_step.fresh_state(saved.params if saved else params, phase, plan.optimizer)
@@ -97,6 +102,7 @@ def fit(
     if saved:
         _check_stage(config.stage, saved, source)
         checkpoint_lib.check_metadata(saved, metadata, source)
+        _check_epoch_length(plan, saved, source)
         _restore_data_position(batches, saved, source)
         messages.append(f"going on from {source} at step {first_step} of {plan.last_step}")
         optimizer_state = checkpoint_lib.unflatten_state(saved.optimizer, state.optimizer)
@@ -205,6 +211,26 @@ def _check_stage(stage: str, saved: checkpoint_lib.Checkpoint, source: str) -> N
         raise UserError(
             f"{source} holds a run of stage {saved.stage!r}, not {stage!r}; use another --workdir "
             "(and config.train.init_from for the weights), or config.train.stage=continue"
+        )
+
+
+def _check_epoch_length(plan: Plan, saved: checkpoint_lib.Checkpoint, source: str) -> None:
+    before = saved.metadata.get("steps_per_epoch", plan.steps_per_epoch)
+    if before != plan.steps_per_epoch:
+        raise UserError(
+            f"{source} holds a run of {before} steps an epoch, now there would be "
+            f"{plan.steps_per_epoch}; use as many devices, config.train.accumulate_steps and "
+            "training images as before, or start from its weights with config.train.init_from and "
+            "another --workdir"
+        )
+    if (
+        plan.config.stage == "continue"
+        and saved.stage != "continue"
+        and saved.step >= plan.last_step
+    ):
+        raise UserError(
+            f"{source} is at step {saved.step}, and config.train.epochs ends at step "
+            f"{plan.last_step}; raise config.train.epochs to go on"
         )
 
 

@@ -27,7 +27,8 @@ class Plan:
     last_step: int
 
     @classmethod
-    def from_config(cls, config: Any, num_images: int) -> "Plan":
+    def from_config(cls, config: Any, num_images: int, first_epoch: int = 0) -> "Plan":
+        """Reads the section `config.train`; the phases are counted from `first_epoch`."""
         for name in ("epochs", "accumulate_steps", "log_every_steps", "checkpoint_every_steps"):
             if config[name] < 1:
                 raise UserError(f"config.train.{name}={config[name]} must be at least 1")
@@ -36,12 +37,16 @@ class Plan:
         images_per_step = jax.device_count() * config.accumulate_steps
         steps_per_epoch = math.ceil(num_images / images_per_step)
         steps = config.epochs * steps_per_epoch
+        phases = optim.phases(
+            config.stage,
+            lr_decay_epochs=config.lr_decay_epochs,
+            frozen_backbone_layers=config.frozen_backbone_layers,
+        )
         return cls(
             config=config,
-            phases=optim.phases(
-                config.stage,
-                lr_decay_epochs=config.lr_decay_epochs,
-                frozen_backbone_layers=config.frozen_backbone_layers,
+            phases=tuple(
+                dataclasses.replace(phase, start_epoch=phase.start_epoch + first_epoch)
+                for phase in phases
             ),
             optimizer=optim.make_optimizer(
                 config.optimizer,
