@@ -27,11 +27,11 @@ def get_config():
     config.anchors.ratios = ratios * len(sides)
 
     model = config.model
-    model.vgg_widths = (16, 16, 32, 32, 64, 64, 64, 96, 96, 96, 128, 128, 128)
+    model.vgg_widths = (8, 8, 16, 16, 48, 48, 48, 96, 96, 96, 128, 128, 128)
     model.dim_rpn = 128
     model.dim_object = model.dim_subgraph = model.dim_predicate = 64
     model.dim_attention = 32
-    model.subgraph_capacities = (96, 192)
+    model.subgraph_capacities = (80, 160)
 
     rpn = config.rpn_train
     rpn.pre_nms, rpn.post_nms = 1000, 200
@@ -43,14 +43,15 @@ def get_config():
     train.frozen_backbone_layers = 0
     train.backbone_lr_factor = 1.0
     train.optimizer = "adam"
-    train.learning_rate, train.lr_decay = 4e-4, 0.2
-    train.epochs, train.lr_decay_epochs = 3, 2
+    train.learning_rate, train.lr_decay = 4e-4, 0.15
+    train.epochs, train.lr_decay_epochs = 4, 3
     train.weight_decay = 1e-5
-    train.object_batch, train.relation_batch = 48, 96
+    train.object_batch, train.relation_batch = 40, 80
     train.class_weights = False
     # Without ImageNet features the classes are what takes longest to learn.
     train.loss_weights.object_class = 4.0
     train.log_every_steps = 100
+    train.eval_every_epochs = 2
 
     test = config.test
     test.pre_nms, test.post_nms, test.max_objects = 1000, 64, 24
