@@ -167,6 +167,9 @@ def test_gradients(name, tmp_path):
     From the image on, rounding in thirteen convolutions moves the features by 2e-5, which is enough
     to put one or two of the ReLUs behind them on the other side of 0; see the next test for that.
     """
+    o = options(name)
+    if o["arch"] == "FN_v4s" and o["geometry"].endswith("v2"):
+        pytest.skip("sin(100 log(dx/w)) in message passing flips ReLUs too: double precision only")
     _, params = network(name)
     gradient = jax.jit(jax.grad(lambda p: loss_terms(name, p, True, stored_features=True)[0]))
     assert_gradients(name, gradient(params), 1e-3, tmp_path)
