@@ -11,7 +11,7 @@ WORKDIR ?= runs/shapes
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	touch $@
 
-# Builds the embedded dataset, trains, evaluates and draws: about ten minutes on two cores.
+# Builds the embedded dataset, trains, evaluates and draws: about fifteen minutes on two cores.
 demo: .venv/installed
 	$(BIN)/python main.py --config configs/shapes.py --mode train --workdir $(WORKDIR)
 	$(BIN)/python main.py --config configs/shapes.py --mode eval --workdir $(WORKDIR)
