@@ -92,7 +92,7 @@ def graph_of(
     probabilities (N, Q)).
     """
 
-    def run(boxes, _, incidence):
+    def run(boxes, incidence):
         outputs = model.apply(
             {"params": params},
             features,

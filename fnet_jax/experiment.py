@@ -78,9 +78,6 @@ class Experiment:
         the published .h5 format, or a checkpoint of this program. Without it the backbone is
         calibrated on images of the split.
         """
-        image = jnp.zeros(_PARAM_SHAPE_IMAGE, jnp.float32)
-        key = jax.random.key(self.config.seed)
-        params = jax.tree.map(np.asarray, jax.jit(self.model.init)(key, image)["params"])
         path, stage = self.config.train.init_from, self.config.train.stage
         if not path and stage in _NEEDS_WEIGHTS:
             raise UserError(
@@ -93,6 +90,9 @@ class Experiment:
                 "and its first layers stay so; see README, Stages",
                 file=sys.stderr,
             )
+        image = jnp.zeros(_PARAM_SHAPE_IMAGE, jnp.float32)
+        key = jax.random.key(self.config.seed)
+        params = jax.tree.map(np.asarray, jax.jit(self.model.init)(key, image)["params"])
         if path:
             return {**params, **self._pretrained(path)}
         backbone = calibrate_backbone(params["backbone"], self._example_images(split))
@@ -235,10 +235,10 @@ def run_training(config, workdir: str) -> train.FitResult:
         process_count=jax.process_count(),
         num_workers=config.dataset.num_workers,
     )
-    # Going on with a run takes its optimizer and data position too, not only its weights.
     # A run that goes on needs the shapes of its parameters only.
     started = checkpoint.has_latest(workdir)
     params = experiment.template if started else experiment.initial_params(split)
+    # Going on with another run takes its optimizer and data position too, not only its weights.
     goes_on = config.train.stage == "continue" and pathlib.Path(config.train.init_from).is_dir()
     with contextlib.closing(batches):
         return train.fit(

@@ -57,7 +57,7 @@ def graph_losses(
     """
     pairs = pairs_of(clusters, pair_targets.subjects, pair_targets.objects, pair_targets.mask)
 
-    def run(boxes, _, incidence):
+    def run(boxes, incidence):
         return _graph_logits(
             model, params, features, map_size, object_targets, pairs, boxes, incidence, dropout_key
         )

@@ -78,14 +78,14 @@ def with_smallest_capacity(run, clusters: PairClusters, capacities: tuple[int, .
     capacity keeps the program static without paying for the largest size on every image.
 
     Args:
-      run: function of subgraph boxes (k, 4), mask (k,) and incidence (k, R) whose result does not
-        depend in shape on k.
+      run: function of subgraph boxes (k, 4) and incidence (k, R) whose result does not depend in
+        shape on k.
       clusters: clustering with capacities[-1] slots.
       capacities: ascending slot counts.
     """
 
     def branch(k):
-        return lambda: run(clusters.boxes[:k], clusters.mask[:k], clusters.incidence[:k])
+        return lambda: run(clusters.boxes[:k], clusters.incidence[:k])
 
     if len(capacities) == 1:
         return branch(capacities[0])()
