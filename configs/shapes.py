@@ -30,7 +30,8 @@ def get_config():
     model.vgg_widths = (8, 8, 16, 16, 48, 48, 48, 96, 96, 96, 128, 128, 128)
     model.dim_rpn = 128
     model.dim_object = model.dim_subgraph = model.dim_predicate = 64
-    model.dim_attention = 32
+    model.dim_attention = 64
+    model.bottleneck = False
     model.subgraph_capacities = (80, 160)
 
     rpn = config.rpn_train
@@ -43,8 +44,8 @@ def get_config():
     train.frozen_backbone_layers = 0
     train.backbone_lr_factor = 1.0
     train.optimizer = "adam"
-    train.learning_rate, train.lr_decay = 4e-4, 0.15
-    train.epochs, train.lr_decay_epochs = 4, 3
+    train.learning_rate, train.lr_decay = 5e-4, 0.3
+    train.epochs, train.lr_decay_epochs = 4, 2
     train.weight_decay = 1e-5
     train.object_batch, train.relation_batch = 40, 80
     train.class_weights = False

@@ -21,7 +21,7 @@ from fnet_jax import (
     train_step,
     weights,
 )
-from fnet_jax.calibrate import calibrate_backbone
+from fnet_jax.calibrate import calibrate
 from fnet_jax.datasets import load_builder
 from fnet_jax.detect import detect, normalise
 from fnet_jax.errors import UserError
@@ -75,8 +75,8 @@ class Experiment:
         """Random parameters, over which `train.init_from` is laid.
 
         It may name an ImageNet VGG16 (.pth, .safetensors, Keras .h5), an RPN or a whole model in
-        the published .h5 format, or a checkpoint of this program. Without it the backbone is
-        calibrated on images of the split.
+        the published .h5 format, or a checkpoint of this program. Without it the
+        network is calibrated on images of the split.
         """
         path, stage = self.config.train.init_from, self.config.train.stage
         if not path and stage in _NEEDS_WEIGHTS:
@@ -95,8 +95,7 @@ class Experiment:
         params = jax.tree.map(np.asarray, jax.jit(self.model.init)(key, image)["params"])
         if path:
             return {**params, **self._pretrained(path)}
-        backbone = calibrate_backbone(params["backbone"], self._example_images(split))
-        return {**params, "backbone": backbone}
+        return calibrate(self.model, params, self._example_images(split))
 
     def _example_images(self, split):
         """A few normalised training images, cut to the size of the smallest: (n, h, w, 3)."""
