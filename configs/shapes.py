@@ -15,13 +15,14 @@ def get_config():
 
     image = config.image
     image.color_order = "rgb"
-    image.train_scales = (128,)
-    image.test_scale = 128
-    image.max_size = 160
-    image.buckets = ((160, 160),)
+    # Scenes are 128 pixels high; enlarged, the smallest shapes cover three cells of the map.
+    image.train_scales = (160,)
+    image.test_scale = 160
+    image.max_size = 200
+    image.buckets = ((160, 200),)
 
-    # Sides of 26, 36, 48 and 66 px at the test scale, wide to tall.
-    sides = (26, 36, 48, 66)
+    # Sides of 32, 45, 60 and 82 px at the test scale, wide to tall.
+    sides = (32, 45, 60, 82)
     ratios = (0.7, 1.0, 1.4)
     config.anchors.scales = tuple(s / 16 * 600 / image.test_scale for s in sides for _ in ratios)
     config.anchors.ratios = ratios * len(sides)
@@ -32,7 +33,7 @@ def get_config():
     model.dim_object = model.dim_subgraph = model.dim_predicate = 64
     model.dim_attention = 64
     model.bottleneck = False
-    model.subgraph_capacities = (80, 160)
+    model.subgraph_capacities = (64, 160)
 
     rpn = config.rpn_train
     rpn.pre_nms, rpn.post_nms = 1000, 200
@@ -44,15 +45,15 @@ def get_config():
     train.frozen_backbone_layers = 0
     train.backbone_lr_factor = 1.0
     train.optimizer = "adam"
-    train.learning_rate, train.lr_decay = 5e-4, 0.3
-    train.epochs, train.lr_decay_epochs = 4, 2
+    train.learning_rate, train.lr_decay = 8e-4, 0.35
+    train.epochs, train.lr_decay_epochs = 3, 1
     train.weight_decay = 1e-5
     train.object_batch, train.relation_batch = 40, 80
     train.class_weights = False
     # Without ImageNet features the classes are what takes longest to learn.
     train.loss_weights.object_class = 4.0
     train.log_every_steps = 100
-    train.eval_every_epochs = 2
+    train.eval_every_epochs = 3
 
     test = config.test
     test.pre_nms, test.post_nms, test.max_objects = 1000, 64, 24

@@ -45,9 +45,7 @@ def calibrate(model: FactorizableNet, params: dict, images) -> dict:
         module.rpn_outputs(features)
         used = jnp.ones(len(windows), bool)
         everything = jnp.ones((len(windows), len(windows)), bool)
-        outputs = module.graph(
-            features, features.shape[:2], windows, used, windows, everything
-        )
+        outputs = module.graph(features, features.shape[:2], windows, used, windows, everything)
         index = jnp.arange(len(windows))
         module.predicates(outputs, index, jnp.roll(index, 1), jnp.roll(index, 2))
 

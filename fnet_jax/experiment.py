@@ -92,7 +92,9 @@ class Experiment:
             )
         image = jnp.zeros(_PARAM_SHAPE_IMAGE, jnp.float32)
         key = jax.random.key(self.config.seed)
-        params = jax.tree.map(np.asarray, jax.jit(self.model.init)(key, image)["params"])
+        # It runs once: optimising its many random draws takes three times as long as they do not.
+        init = jax.jit(self.model.init, compiler_options={"xla_backend_optimization_level": 0})
+        params = jax.tree.map(np.asarray, init(key, image)["params"])
         if path:
             return {**params, **self._pretrained(path)}
         return calibrate(self.model, params, self._example_images(split))

@@ -1,10 +1,10 @@
 """Linear and convolution layers that start as PyTorch's do, and grouped dropout."""
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from fnet_jax.kernels import convolve
 
 DROPOUT_GROUPS = 16
 
@@ -48,40 +48,18 @@ class Linear(nn.Module):
         return y
 
 
-def convolve(x, kernel):
-    """3x3 convolution, stride 1, zero padding 1.
-
-    (n, h, w, in), (3, 3, in, out) -> (n, h, w, out).
-    """
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def convolve_small(x, kernel):
-    """`convolve` as nine matrix products, for many small maps.
-
-    As fast as the built-in convolution there, and its gradient stays fast inside a conditional,
-    where XLA:CPU computes that of a convolution by its slowest path (ten times slower).
-    """
-    h, w = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return sum(padded[:, i : i + h, j : j + w] @ kernel[i, j] for i in range(3) for j in range(3))
-
-
 class Conv3x3(nn.Module):
-    """3x3 convolution with bias; `convolve` says how it is computed."""
+    """3x3 convolution with bias."""
 
     features: int
     kernel_init: str | float = "default"
-    convolve: Callable = convolve
 
     @nn.compact
     def __call__(self, x):  # (n, h, w, in) -> (n, h, w, features)
         shape = (3, 3, x.shape[-1], self.features)
         kernel_init, bias_init = _initializers(self.kernel_init, 9 * x.shape[-1])
         kernel = self.param("kernel", kernel_init, shape)
-        return self.convolve(x, kernel) + self.param("bias", bias_init, (self.features,))
+        return convolve(x, kernel) + self.param("bias", bias_init, (self.features,))
 
 
 class GroupDropout(nn.Module):

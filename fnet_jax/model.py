@@ -14,7 +14,7 @@ from fnet_jax.anchors import STRIDE
 from fnet_jax.backbone import VGG16
 from fnet_jax.duplicates import DuplicateRemoval
 from fnet_jax.kernels import roi_align
-from fnet_jax.layers import Conv3x3, GroupDropout, Linear, convolve_small
+from fnet_jax.layers import Conv3x3, GroupDropout, Linear
 from fnet_jax.message_passing import MessagePassing
 from fnet_jax.predicates import PredicateInference
 from fnet_jax.rpn import RPNHead
@@ -207,7 +207,7 @@ class SubgraphConv(nn.Module):
 
     @nn.compact
     def __call__(self, pooled, *, train: bool = False):  # (K, P, P, ch) -> (K, P, P, dim)
-        x = Conv3x3(self.dim, "he_uniform", convolve_small, name="conv1")(pooled)
+        x = Conv3x3(self.dim, "he_uniform", name="conv1")(pooled)
         x = nn.relu(GroupDropout(self.dropout)(x, train=train))
-        x = Conv3x3(self.dim, "he_uniform", convolve_small, name="conv2")(x)
+        x = Conv3x3(self.dim, "he_uniform", name="conv2")(x)
         return GroupDropout(self.dropout)(x, train=train)

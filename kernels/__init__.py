@@ -13,6 +13,7 @@ from fnet_jax.kernels.boxes import (
     union_boxes,
 )
 from fnet_jax.kernels.clustering import PairClusters, cluster_pairs
+from fnet_jax.kernels.convolution import convolve
 from fnet_jax.kernels.nms import Kept, class_aware_nms, nms, triplet_nms
 from fnet_jax.kernels.roi_align import roi_align
 
@@ -24,6 +25,7 @@ __all__ = [
     "class_aware_nms",
     "clip_boxes",
     "cluster_pairs",
+    "convolve",
     "decode_boxes",
     "encode_boxes",
     "intersection_and_union",

@@ -15,7 +15,7 @@ from fnet_jax.datasets.shapes import scene as scenes
 class ShapesConfig(tfds.core.BuilderConfig):
     """How many images each split has, and the seed that all of them are drawn from."""
 
-    train: int = 1600
+    train: int = 2000
     validation: int = 100
     test: int = 200
     seed: int = 0
@@ -25,9 +25,10 @@ class Shapes(schema.SceneGraphBuilder):
     """Procedurally drawn scenes of overlapping shapes: 8 object classes, 9 predicates."""
 
     name = "shapes"
+    VERSION = tfds.core.Version("2.0.0")  # To be raised with every change of what is drawn.
     SPLITS = ("train", "validation", "test")
     BUILDER_CONFIGS = [  # noqa: RUF012 - the attribute that TFDS reads
-        ShapesConfig(name="default", description="1600 training scenes"),
+        ShapesConfig(name="default", description="2000 training scenes"),
         ShapesConfig(name="tiny", description="for tests", train=24, validation=4, test=8),
     ]
 

@@ -27,7 +27,7 @@ _INVERSE = {
 }
 PREDICATES = tuple(_INVERSE)
 
-_SHORT_SIDE, _LONG_SIDES = 128, (128, 144, 160)
+_HEIGHT, _WIDTHS = 128, (128, 144, 160)  # Pixels; one padded size holds them all.
 _MIN_SIDE, _MAX_SIDE = 30.0, 76.0
 _MIN_VISIBLE = 0.65  # Of each object's area, so that its class can be seen.
 _NEAR = 10.0  # Pixels of gap between boxes that still count as neighbours.
@@ -126,7 +126,7 @@ def _propose(
     else:
         x1, y1, x2, y2 = anchor.extent
         if rng.random() < 0.25:  # Aim at the middle of it, small: likely inside.
-            side = rng.uniform(_MIN_SIDE, 36)
+            side = rng.uniform(_MIN_SIDE, 42)
             dx, dy = rng.normal(0, 3), rng.normal(0, 3)
         else:  # Mostly along an axis: exact diagonals have no name.
             angle = rng.integers(4) * math.pi / 2 + rng.normal(0, 0.3)
@@ -235,8 +235,7 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, list, list[int], list]:
       image (h, w, 3) uint8 BGR; boxes of what is visible, (x1, y1, x2, y2) inclusive pixels;
       labels from 1; relationships (subject, object, predicate from 1).
     """
-    sides = [_SHORT_SIDE, int(rng.choice(_LONG_SIDES))]
-    height, width = sides if rng.random() < 0.5 else sides[::-1]
+    height, width = _HEIGHT, int(rng.choice(_WIDTHS))
     items: list[Item] = []
     while len(items) < 3:  # A first shape that fills the canvas can leave no room for others.
         items = _compose(height, width, rng)

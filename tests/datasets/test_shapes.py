@@ -71,8 +71,7 @@ def test_scenes_are_well_formed(scenes):
     counts = collections.Counter()
     for image, boxes, labels, relationships in scenes:
         height, width = image.shape[:2]
-        assert min(height, width) == 128
-        assert max(height, width) in (128, 144, 160)
+        assert height == 128 and width in (128, 144, 160)
         assert 3 <= len(boxes) == len(labels) <= 6
         for x1, y1, x2, y2 in boxes:
             assert 0 < x1 < x2 < width - 1

@@ -61,7 +61,13 @@ def network(name: str):
     return model, load_checkpoint(golden_dir() / f"model_{name}.h5", template)
 
 
-def test_options(name: str, **changes) -> TestOptions:
+def capacities(subgraphs: int) -> tuple[int, int]:
+    """Too few slots for so many subgraphs, then more than enough: both branches are compiled."""
+    return subgraphs - 1, subgraphs + 9
+
+
+def test_options(name: str, mode: str) -> TestOptions:
+    """Options of detection as a golden model was run in a mode, "nogt_" or "gt_"."""
     o = options(name)
     rpn = o["rpn_test"]
     return TestOptions(
@@ -73,9 +79,9 @@ def test_options(name: str, **changes) -> TestOptions:
         ),
         max_objects=o["TEST_BBOX_NUM"],
         subgraph_nms=o["TEST_REGION_NMS_THRES"],
-        subgraph_capacities=(64, 256),
+        subgraph_capacities=capacities(int(arrays("model", name)[mode + "n_regions"])),
+        use_gt_boxes=mode == "gt_",
         predicates_per_pair=o["interpret_topk"],
-        **changes,
     )
 
 
@@ -88,6 +94,11 @@ def call(name: str, method, *args, **kwargs):
     return jax.jit(lambda p, a: model.apply({"params": p}, *a, method=method, **kwargs))(
         params, args
     )
+
+
+def last_step(name: str) -> str:
+    """Prefix of the arrays behind the last step of message passing."""
+    return f"mps{options(name)['MPS_iter'] - 1}_"
 
 
 def assert_close(actual, expected, tolerance: float, what: str):

@@ -96,7 +96,7 @@ def test_triplet_nms(golden):
         np.testing.assert_array_equal(indices, arrays[f"triplet_keep_{percent}"])
 
 
-def cluster(boxes, scores, threshold, capacity=256):
+def cluster(boxes, scores, threshold, capacity):
     jitted = jax.jit(kernels.cluster_pairs, static_argnums=3)
     return jax.tree.map(np.asarray, jitted(boxes, scores, threshold, capacity))
 
@@ -109,7 +109,7 @@ def test_clustering_remembers_the_keeper(golden):
         size, percent = case.split("_")
         rois = arrays[f"retain_rois_{size}"]  # (batch, x1, y1, x2, y2, score)
         keepers, expected = np.unique(arrays[f"retain_map_{case}"], return_inverse=True)
-        result = cluster(rois[:, 1:5], rois[:, 5], int(percent) / 100)
+        result = cluster(rois[:, 1:5], rois[:, 5], int(percent) / 100, len(keepers) + 9)
         assert result.overflow == 0
         assert result.count == len(keepers)
         np.testing.assert_array_equal(result.pair_cluster.ravel(), expected)
@@ -119,7 +119,7 @@ def test_clustering_remembers_the_keeper(golden):
 def test_clustering_of_a_graph(golden, case):
     arrays = golden("graph")
     rois = arrays[f"{case}_rois_in"][: len(arrays[f"{case}_object_rois"])]
-    check_graph(arrays, case, cluster(rois[:, 1:5], rois[:, 5], 0.5))
+    check_graph(arrays, case, rois[:, 1:5], rois[:, 5])
 
 
 def test_clustering_with_equal_scores(golden):
@@ -131,11 +131,12 @@ def test_clustering_with_equal_scores(golden):
     proposals = {tuple(row[1:5]): row[5] for row in arrays["gt_rois_in"]}
     others = [proposals[tuple(box)] for box in rois[len(truth) :]]
     scores = np.concatenate([truth[:, 5], np.array(others, np.float32)])
-    check_graph(arrays, "gt", cluster(rois, scores, 0.5))
+    check_graph(arrays, "gt", rois, scores)
 
 
-def check_graph(arrays, case, result):
+def check_graph(arrays, case, boxes, scores):
     count = len(arrays[f"{case}_region_rois"])
+    result = cluster(boxes, scores, 0.5, count + 9)
     assert result.count == count
     assert result.overflow == 0
     np.testing.assert_array_equal(result.mask, np.arange(len(result.mask)) < count)

@@ -20,6 +20,7 @@ from tests.parity.golden_models import (
     arrays,
     assert_close,
     call,
+    last_step,
     network,
     options,
     test_options,
@@ -153,26 +154,29 @@ def test_pooled_features(name, mode):
 
 def test_message_passing(name):
     g = arrays("model", name)
-    objects, state = call(
-        name,
-        lambda model, *a: model.message_passing[0](*a),
-        g["nogt_fc_object"],
-        channels_last(g["nogt_fc_region"]),
-        g["nogt_object_rois"][:, 1:],
-        np.ones(len(g["nogt_object_rois"]), bool),
-        g["nogt_mat_region"],
-        capture_intermediates=True,
-        mutable=["intermediates"],
-    )
-    step = state["intermediates"]["message_passing_0"]
-    message = step["subgraph_to_object_out"]["__call__"][0]
-    assert_close(message, g["nogt_mps0_region2object"], STAGE, "mps0_region2object")
-    if "nogt_mps0_object2object" in g:
-        relation = step["relation"]["__call__"][0]
-        # sin(100 * log(dx / w)) multiplies rounding of the boxes' centres by thousands.
-        assert_close(relation, g["nogt_mps0_object2object"], 5e-4, "mps0_object2object")
-    assert_close(objects[0], g["nogt_mps0_object"], 5e-4, "mps0_object")
-    assert_close(channels_first(objects[1]), g["nogt_mps0_region"], STAGE, "mps0_region")
+    inputs = g["nogt_fc_object"], channels_last(g["nogt_fc_region"])
+    for number in range(options(name)["MPS_iter"]):
+        prefix = f"nogt_mps{number}_"
+        (objects, subgraphs), state = call(
+            name,
+            lambda model, *a, number=number: model.message_passing[number](*a),
+            *inputs,
+            g["nogt_object_rois"][:, 1:],
+            np.ones(len(g["nogt_object_rois"]), bool),
+            g["nogt_mat_region"],
+            capture_intermediates=True,
+            mutable=["intermediates"],
+        )
+        step = state["intermediates"][f"message_passing_{number}"]
+        message = step["subgraph_to_object_out"]["__call__"][0]
+        assert_close(message, g[prefix + "region2object"], STAGE, prefix + "region2object")
+        if prefix + "object2object" in g:
+            relation = step["relation"]["__call__"][0]
+            # sin(100 * log(dx / w)) multiplies rounding of the boxes' centres by thousands.
+            assert_close(relation, g[prefix + "object2object"], 5e-4, prefix + "object2object")
+        assert_close(objects, g[prefix + "object"], 5e-4, prefix + "object")
+        assert_close(channels_first(subgraphs), g[prefix + "region"], STAGE, prefix + "region")
+        inputs = g[prefix + "object"], channels_last(g[prefix + "region"])
 
 
 def pairs_from(matrix) -> Pairs:
@@ -183,7 +187,8 @@ def pairs_from(matrix) -> Pairs:
 def test_predicates(name):
     g = arrays("model", name)
     subjects, objects, subgraphs = g["nogt_mat_phrase"].T
-    vectors, maps = g["nogt_mps0_object"], channels_last(g["nogt_mps0_region"])
+    after = "nogt_" + last_step(name)
+    vectors, maps = g[after + "object"], channels_last(g[after + "region"])
 
     def infer(model, x, y):
         inference = model.predicate_inference
@@ -201,7 +206,7 @@ def test_predicates(name):
 @pytest.mark.parametrize("mode", MODES)
 def test_duplicate_removal(name, mode):
     g = arrays("model", name)
-    vectors = np.maximum(g[mode + "mps0_object"], 0)  # post-ReLU at test
+    vectors = np.maximum(g[mode + last_step(name) + "object"], 0)  # post-ReLU at test
     probabilities = g[mode + "cls_prob_object"][:, 1:].max(axis=1)
     boxes = g[mode + "object_rois"][:, 1:]
     factor, state = call(
@@ -259,7 +264,7 @@ def test_graph_stage(name, mode):
     )
     classes, deltas, vectors, predicates = run(params)
     assert_close(deltas.reshape(len(boxes), -1), g[mode + "bbox_object"], STAGE, "bbox_object")
-    assert_close(vectors, g[mode + "mps0_object"], 5e-4, "mps0_object")
+    assert_close(vectors, g[mode + last_step(name) + "object"], 5e-4, "object vectors")
     assert_close(classes, g[mode + "cls_prob_object"], 5e-4, "cls_prob_object")
     assert_close(predicates, g[mode + "cls_prob_predicate"], 5e-4, "cls_prob_predicate")
     if given:
@@ -298,7 +303,7 @@ def from_image(name, mode, padding=0):
         "gt_boxes": np.pad(gt[:, :4], ((0, 2), (0, 0))),
         "gt_classes": np.pad(gt[:, 4].astype(np.int32), (0, 2)),
     }
-    opts = test_options(name, use_gt_boxes=mode == "gt_")
+    opts = test_options(name, mode)
     return jax.jit(lambda p, e: detect(model, p, e, opts))(params, example)
 
 

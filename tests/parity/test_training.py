@@ -14,7 +14,7 @@ from fnet_jax.losses import LossWeights
 from fnet_jax.objective import TrainOptions, graph_losses
 from fnet_jax.structures import AnchorTargets, ObjectTargets, PairTargets
 from fnet_jax.weights import export_checkpoint
-from tests.parity.golden_models import NAMES, arrays, network, options
+from tests.parity.golden_models import NAMES, arrays, capacities, network, options
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
@@ -73,13 +73,15 @@ def loss_terms(name, params, use_weights: bool, dtype=np.float32, stored_feature
         labels=t["target_phrase_labels"][:, 0],
         mask=np.ones(len(t["target_mat_phrase"]), bool),
     )
-    clusters = cluster_pairs(objects.boxes, objects.scores, o["TRAIN_REGION_NMS_THRES"], 256)
+    slots = capacities(len(t["target_region_rois"]))
+    threshold = o["TRAIN_REGION_NMS_THRES"]
+    clusters = cluster_pairs(objects.boxes, objects.scores, threshold, slots[-1])
     weights = tuple(
         tuple(t[f"{kind}_weights"].tolist()) if use_weights else None
         for kind in ("object", "predicate")
     )
     opts = TrainOptions(
-        object_weights=weights[0], predicate_weights=weights[1], subgraph_capacities=(64, 256)
+        object_weights=weights[0], predicate_weights=weights[1], subgraph_capacities=slots
     )
     key = jax.random.key(0)
     terms |= graph_losses(model, params, features, map_size, objects, pairs, clusters, key, opts)
@@ -102,7 +104,8 @@ def test_targets_are_consistent(name):
     """The stored sampled targets and ours agree on subgraphs and on which parts a loss sees."""
     t, o = arrays("train", name), options(name)
     objects = object_targets(name)
-    clusters = cluster_pairs(objects.boxes, objects.scores, o["TRAIN_REGION_NMS_THRES"], 256)
+    slots = capacities(len(t["target_region_rois"]))[-1]
+    clusters = cluster_pairs(objects.boxes, objects.scores, o["TRAIN_REGION_NMS_THRES"], slots)
     count = int(clusters.count)
     np.testing.assert_array_equal(clusters.boxes[:count], t["target_region_rois"][:, 1:])
     np.testing.assert_array_equal(clusters.incidence[:count], t["target_mat_region"])
