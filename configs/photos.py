@@ -16,8 +16,8 @@ def get_config():
     config.dataset.validation_split = "test"
     config.image.train_scales = (192,)
     config.image.test_scale = 192
-    config.image.max_size = 320
-    config.image.buckets = ((320, 320),)
+    config.image.max_size = 304
+    config.image.buckets = ((192, 304),)
 
     # Objects from 16 pixels to the whole picture.
     config.anchors.kind = "normal"
@@ -25,6 +25,7 @@ def get_config():
     config.test.min_size = 4.0
     config.rpn_train.batch_size = 256
     config.test.post_nms, config.test.max_objects = 100, 40
+    config.train.class_weights = False
     config.train.epochs, config.train.lr_decay_epochs = 400, 300
     config.train.eval_every_epochs = 100
     return config

@@ -49,12 +49,12 @@ def get_config():
     train.epochs, train.lr_decay_epochs = 3, 1
     train.weight_decay = 1e-5
     train.object_batch, train.relation_batch = 40, 80
-    train.class_weights = False
     # Without ImageNet features the classes are what takes longest to learn.
     train.loss_weights.object_class = 4.0
     train.log_every_steps = 100
     train.eval_every_epochs = 3
 
     test = config.test
-    test.pre_nms, test.post_nms, test.max_objects = 1000, 64, 24
+    test.pre_nms, test.post_nms, test.max_objects = 1000, 64, 32
+    test.nms_threshold = 0.7
     return config

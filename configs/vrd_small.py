@@ -12,10 +12,11 @@ def get_config():
     config = shapes.get_config()
     config.dataset.name = "vrd"
     config.dataset.validation_split = "test"
+    config.dataset.num_workers = 1
     config.image.train_scales = (144,)
     config.image.test_scale = 144
     config.image.max_size = 208
-    config.image.buckets = ((208, 208),)
+    config.image.buckets = ((144, 208), (208, 144))
 
     # Sides of 16 to 160 px at the test scale, wide to tall.
     sides, ratios = (16, 32, 64, 110, 160), (0.4, 1.0, 2.5)
@@ -25,5 +26,8 @@ def get_config():
     config.anchors.ratios = ratios * len(sides)
     config.rpn_train.min_size = config.test.min_size = 8.0
     config.test.post_nms, config.test.max_objects = 100, 40
-    config.train.epochs, config.train.lr_decay_epochs = 5, 4
+    config.train.object_batch, config.train.relation_batch = 64, 128
+    config.model.subgraph_capacities = (64, 128, 256)
+    config.train.eval_every_epochs = 1
+    config.train.eval_images = 200
     return config
