@@ -45,14 +45,15 @@ def get_config():
     train.frozen_backbone_layers = 0
     train.backbone_lr_factor = 1.0
     train.optimizer = "adam"
-    train.learning_rate, train.lr_decay = 8e-4, 0.35
-    train.epochs, train.lr_decay_epochs = 3, 1
+    train.learning_rate, train.lr_decay = 8e-4, 0.2
+    train.epochs, train.lr_decay_epochs = 2, 1
     train.weight_decay = 1e-5
     train.object_batch, train.relation_batch = 40, 80
+    train.class_weights = False
     # Without ImageNet features the classes are what takes longest to learn.
     train.loss_weights.object_class = 4.0
     train.log_every_steps = 100
-    train.eval_every_epochs = 3
+    train.eval_every_epochs = 2
 
     test = config.test
     test.pre_nms, test.post_nms, test.max_objects = 1000, 64, 32

@@ -42,20 +42,10 @@ def _parse(argv: list[str]) -> None:
         raise UserError(f"--config: there is no file {path}")
 
 
-def _cache_folder() -> str:
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(home, "fnet_jax", "compiled")
-
-
 def _run() -> None:
-    # Imported late: a mistyped flag should not wait for JAX to start.
-    import jax
-
+    # Imported late: a mistyped flag should not wait for datasets and checkpoints to load.
     from fnet_jax import experiment
 
-    # Compiled programs are kept for the next run; JAX's own variable names another folder.
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", _cache_folder())
     config = _CONFIG.value
     if _CHECKPOINT.value and _MODE.value != "eval":
         raise UserError(

@@ -15,7 +15,7 @@ from fnet_jax.datasets.shapes import scene as scenes
 class ShapesConfig(tfds.core.BuilderConfig):
     """How many images each split has, and the seed that all of them are drawn from."""
 
-    train: int = 2000
+    train: int = 3000
     validation: int = 100
     test: int = 200
     seed: int = 0
@@ -28,7 +28,7 @@ class Shapes(schema.SceneGraphBuilder):
     VERSION = tfds.core.Version("2.0.0")  # To be raised with every change of what is drawn.
     SPLITS = ("train", "validation", "test")
     BUILDER_CONFIGS = [  # noqa: RUF012 - the attribute that TFDS reads
-        ShapesConfig(name="default", description="2000 training scenes"),
+        ShapesConfig(name="default", description="3000 training scenes"),
         ShapesConfig(name="tiny", description="for tests", train=24, validation=4, test=8),
     ]
 
