@@ -28,7 +28,7 @@ def get_config():
     config.test.post_nms, config.test.max_objects = 100, 40
     config.train.object_batch, config.train.relation_batch = 64, 128
     config.model.subgraph_capacities = (64, 128, 256)
-    config.train.epochs, config.train.lr_decay_epochs = 3, 2
+    config.train.epochs, config.train.lr_decay_epochs = 2, 1
     config.train.eval_every_epochs = 1
     config.train.eval_images = 200
     return config
