@@ -79,7 +79,8 @@ def test_train_resume_and_evaluate(tmp_path):
     records = [json.loads(x) for x in (workdir / "train_log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3]
 
-    done = run(*common, "--mode", "eval", "--config.test.pictures=1")
+    flags = ("--config.test.pictures=1", "--config.test.max_objects=24")
+    done = run(*common, "--mode", "eval", *flags)
     assert done.returncode == 0, done.stderr
     folder = workdir / "evaluation" / "test"
     metrics = json.loads((folder / "metrics.json").read_text())
