@@ -114,6 +114,7 @@ def get_config() -> ConfigDict:
             "max_steps": placeholder(int),  # stop early, after this many optimizer steps
             "optimizer": "sgd",  # "sgd" | "adam" | "adagrad"
             "learning_rate": 0.01,
+            "lr_schedule": "step",  # "step" | "cosine": from learning_rate to 0 over all epochs
             "lr_decay": 0.1,
             "lr_decay_epochs": 3,
             "momentum": 0.9,

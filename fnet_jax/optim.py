@@ -6,6 +6,7 @@ decay joins the gradient after clipping, and the learning rate multiplies the fi
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -108,6 +109,11 @@ def learning_rate(
 ) -> float:
     """Step schedule, counted from the start of the phase: base * decay^(epochs // decay_epochs)."""
     return base * decay ** ((epoch - phase.start_epoch) // decay_epochs)
+
+
+def cosine_learning_rate(progress: float, *, base: float) -> float:
+    """Half a cosine from `base` at progress 0 to nothing at 1 (Loshchilov and Hutter, 2017)."""
+    return base * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def group_of(path: str) -> str:

@@ -172,7 +172,7 @@ def fit(
                 batches,
                 step=step,
                 epoch=epoch,
-                learning_rate=plan.learning_rate(epoch, phase),
+                learning_rate=plan.learning_rate(step),
                 accumulate_steps=config.accumulate_steps,
             )
             waited += started.wait_seconds

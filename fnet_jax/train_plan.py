@@ -14,6 +14,8 @@ from fnet_jax.errors import UserError
 BEST_METRIC = "relationship_recall@50"
 BEST_RPN_METRIC = "rpn_recall@50"
 
+LR_SCHEDULES = ("step", "cosine")
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -24,7 +26,8 @@ class Plan:
     optimizer: optax.GradientTransformation
     images_per_step: int
     steps_per_epoch: int
-    last_step: int
+    planned_steps: int  # of all epochs
+    last_step: int  # the same, or earlier where `max_steps` says so
 
     @classmethod
     def from_config(cls, config: Any, num_images: int, first_epoch: int = 0) -> "Plan":
@@ -32,6 +35,11 @@ class Plan:
         for name in ("epochs", "accumulate_steps", "log_every_steps", "checkpoint_every_steps"):
             if config[name] < 1:
                 raise UserError(f"config.train.{name}={config[name]} must be at least 1")
+        if config.lr_schedule not in LR_SCHEDULES:
+            raise UserError(
+                f"config.train.lr_schedule={config.lr_schedule!r} is unknown; "
+                f"use one of {', '.join(LR_SCHEDULES)}"
+            )
         if num_images < 1:
             raise UserError("The training split has no images; see config.dataset.train_split")
         images_per_step = jax.device_count() * config.accumulate_steps
@@ -58,6 +66,7 @@ class Plan:
             ),
             images_per_step=images_per_step,
             steps_per_epoch=steps_per_epoch,
+            planned_steps=steps,
             last_step=steps if config.max_steps is None else min(steps, config.max_steps),
         )
 
@@ -75,11 +84,18 @@ class Plan:
         """The phase of the step that follows `step` done ones."""
         return optim.phase_at(self.phases, self.epoch(step))
 
-    def learning_rate(self, epoch: int, phase: optim.Phase) -> float:
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the step that follows `step` done ones."""
+        epoch, phase, base = self.epoch(step), self.phase(step), self.config.learning_rate
+        if self.config.lr_schedule == "cosine":
+            start = phase.start_epoch * self.steps_per_epoch
+            # An epoch more than planned, after resuming with fewer, must not turn upwards again.
+            progress = min(1.0, (step - start) / max(1, self.planned_steps - start))
+            return optim.cosine_learning_rate(progress, base=base)
         return optim.learning_rate(
             epoch,
             phase,
-            base=self.config.learning_rate,
+            base=base,
             decay=self.config.lr_decay,
             decay_epochs=self.config.lr_decay_epochs,
         )

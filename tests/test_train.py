@@ -139,6 +139,17 @@ def test_every_step_differs(plain):
     assert len(totals) == len(set(totals)) == 20
 
 
+def test_cosine_schedule(tmp_path):
+    """From the given rate to almost nothing; half of it in the middle, whatever the epochs are."""
+    run(tmp_path / "cosine", lr_schedule="cosine", learning_rate=0.01, epochs=2)
+    rates = np.array([record["learning_rate"] for record in records(tmp_path / "cosine")])
+    assert rates[0] == 0.01
+    assert rates[len(rates) // 2] == pytest.approx(0.005)
+    assert (np.diff(rates) < 0).all() and 0 < rates[-1] < 0.001
+    with pytest.raises(UserError, match=r"config\.train\.lr_schedule='flat'"):
+        run(tmp_path / "flat", lr_schedule="flat")
+
+
 END_TO_END = {"stage": "end_to_end", "epochs": 3, "lr_decay_epochs": 2, "log_every_steps": 4}
 END_TO_END["fit_options"] = {
     "evaluate_fn": lambda p: {BEST_METRIC: float(p["rpn"]["conv"]["kernel"][0, 0])}
