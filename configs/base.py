@@ -158,7 +158,10 @@ def get_config() -> ConfigDict:
             "min_size": 16.0,
             "max_objects": 200,
             "subgraph_nms": 0.5,
+            "protocols": ("fnet", "sgb"),
+            # Nothing given is the task SGDet, boxes SGCls, boxes and labels PredCls.
             "use_gt_boxes": False,
+            "use_gt_labels": False,
             "object_nms": placeholder(float),  # class-aware NMS threshold; None = off
             "triplet_nms": 0.4,
             "predicates_per_pair": 10,

@@ -5,6 +5,7 @@ import tensorflow_datasets as tfds
 
 from fnet_jax import image_ops
 from fnet_jax.errors import UserError
+from fnet_jax.metrics import TrainingStatistics
 
 
 class Split:
@@ -17,6 +18,8 @@ class Split:
       max_objects: objects on the richest image of any split.
       padded_objects: the same, rounded up to a multiple of 8 (G of a batch).
       sizes: (len, 2) int64 original heights and widths.
+      filenames: names of the photos.
+      training: predicates and triplets of the training split, whichever split this is.
       skipped: (file name, reason) of the annotated photos that could not be stored.
     """
 
@@ -33,6 +36,12 @@ class Split:
         self.sizes = np.concatenate(
             [np.asarray(metadata["image_sizes"][split])[part] for split, part in parts]
         ).reshape(-1, 2)
+        self.filenames = [
+            name for split, part in parts for name in metadata["filenames"][split][part]
+        ]
+        self.training = TrainingStatistics(
+            metadata["predicate_counts"], [tuple(row) for row in metadata["triplets"]]
+        )
         self.skipped = [tuple(entry) for split, _ in parts for entry in metadata["skipped"][split]]
         self._source = builder.as_data_source(name, decoders={"image": tfds.decode.SkipDecoding()})
         if not len(self.sizes):
@@ -47,7 +56,8 @@ class Split:
         Returns:
           filename (str); height, width (int, original pixels); boxes (g, 4) float64, inclusive
           original pixels; classes (g,) int64 from 1; relationships (m, 3) int64 rows (subject,
-          object, predicate from 1), all that are annotated, in the order of the source.
+          object, predicate from 1), all that are annotated, in the order of the source;
+          region_boxes (r, 4) float64 and region_phrases (r of str), described parts of the image.
         """
         return self._annotation(self._read(index))
 
@@ -75,6 +85,8 @@ class Split:
             "boxes": np.asarray(raw["objects"]["bbox"], np.float64).reshape(-1, 4),
             "classes": np.asarray(raw["objects"]["label"], np.int64).reshape(-1),
             "relationships": np.asarray(triples, np.int64).reshape(3, -1).T,
+            "region_boxes": np.asarray(raw["regions"]["bbox"], np.float64).reshape(-1, 4),
+            "region_phrases": [phrase.decode() for phrase in raw["regions"]["phrase"]],
         }
 
     def _decode(self, index: int, raw: dict, color_order: str) -> np.ndarray:

@@ -3,6 +3,8 @@
 The only reader of the config besides the training and evaluation loops.
 """
 
+import pathlib
+
 import numpy as np
 
 from fnet_jax.anchors import REFERENCE_SCALE, base_anchors, normal_anchors, read_kmeans_anchors
@@ -21,20 +23,37 @@ def _choice(field: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def anchors_from_config(config) -> np.ndarray:
-    """(A, 4) float32 base anchors; k-means scales follow the test scale."""
+def anchors_from_config(config, dataset_file: pathlib.Path | None = None) -> np.ndarray:
+    """(A, 4) float32 base anchors; k-means scales follow the test scale.
+
+    `dataset_file` is the dataset's own file, which counts if it exists and no other is named.
+    """
     kind = _choice("anchors.kind", config.anchors.kind, ("kmeans", "normal"))
     if kind == "normal":
         return base_anchors(*normal_anchors())
     scales, ratios = config.anchors.scales, config.anchors.ratios
     if config.anchors.file:
         scales, ratios = read_kmeans_anchors(config.anchors.file)
+    elif dataset_file is not None and dataset_file.is_file():
+        scales, ratios = read_kmeans_anchors(dataset_file)
+    if len(scales) != len(ratios) or not len(scales) or min(*scales, *ratios) <= 0:
+        raise UserError(
+            "config.anchors.scales and config.anchors.ratios must be equally many positive "
+            f"numbers, not {tuple(scales)} and {tuple(ratios)}"
+        )
     scales = np.asarray(scales, np.float64) / REFERENCE_SCALE * config.image.test_scale
     return base_anchors(scales, ratios)
 
 
-def build_model(config, num_object_classes: int, num_predicate_classes: int) -> FactorizableNet:
+def build_model(
+    config,
+    num_object_classes: int,
+    num_predicate_classes: int,
+    anchors_file: pathlib.Path | None = None,
+) -> FactorizableNet:
     """The network that a config describes; class counts include the background.
+
+    `anchors_file` is as `dataset_file` of `anchors_from_config`.
 
     Raises UserError for a value that no model can have.
     """
@@ -64,7 +83,9 @@ def build_model(config, num_object_classes: int, num_predicate_classes: int) -> 
     return FactorizableNet(
         num_object_classes=num_object_classes,
         num_predicate_classes=num_predicate_classes,
-        base_anchors=tuple(tuple(map(float, row)) for row in anchors_from_config(config)),
+        base_anchors=tuple(
+            tuple(map(float, row)) for row in anchors_from_config(config, anchors_file)
+        ),
         vgg_widths=tuple(m.vgg_widths),
         dim_rpn=m.dim_rpn,
         pool_size=m.pool_size,
@@ -137,8 +158,8 @@ def train_options(config, *, object_weights, predicate_weights) -> TrainOptions:
     )
 
 
-def test_options(config) -> TestOptions:
-    """Options of detection."""
+def test_options(config, sgb_rankings: bool = False) -> TestOptions:
+    """Options of detection; `sgb_rankings` adds what the SGB protocol looks at."""
     t = config.test
     return TestOptions(
         proposals=_proposal_options(t),
@@ -146,6 +167,8 @@ def test_options(config) -> TestOptions:
         subgraph_capacities=_capacities(config),
         subgraph_nms=t.subgraph_nms,
         use_gt_boxes=t.use_gt_boxes,
+        use_gt_labels=t.use_gt_labels,
+        sgb_rankings=sgb_rankings,
         duplicate_removal=config.model.duplicate_removal,
         object_nms=t.object_nms,
         triplet_nms=t.triplet_nms,

@@ -9,17 +9,36 @@ from ml_collections import config_flags
 
 from fnet_jax.errors import UserError
 
-MODES = ("train", "eval")
+# Which flags each mode needs, and which others it knows.
+MODES = {
+    "train": (("workdir",), ("strict",)),
+    "eval": (("workdir",), ("checkpoint", "protocol", "strict")),
+    "data": ((), ("strict",)),
+    "anchors": ((), ()),
+    "score": (("predictions",), ("protocol", "workdir")),
+}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "experiment, e.g. configs/shapes.py; override with --config.field=value"
 )
-_MODE = flags.DEFINE_enum("mode", None, MODES, "what to do")
+_MODE = flags.DEFINE_enum(
+    "mode",
+    None,
+    list(MODES),
+    "train; eval: measure a checkpoint; score: measure predictions of any program; data: report on "
+    "a dataset's source files; anchors: cluster its boxes",
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of checkpoints, logs and results")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "what to evaluate: a published .h5 file, a workdir or a checkpoint folder"
 )
-_REQUIRED = ("config", "mode", "workdir")
+_PREDICTIONS = flags.DEFINE_string("predictions", "", "JSONL file to score")
+_PROTOCOL = flags.DEFINE_list(
+    "protocol", None, "fnet, sgb or both (fnet,sgb); overrides config.test.protocols"
+)
+_STRICT = flags.DEFINE_bool(
+    "strict", False, "photos that cannot be stored, or any finding of --mode data, are errors"
+)
 
 
 def _parse(argv: list[str]) -> None:
@@ -34,29 +53,49 @@ def _parse(argv: list[str]) -> None:
         ) from error
     if rest:
         raise UserError(f"unknown argument {rest[0]!r}; see --help")
-    for name in _REQUIRED:
+    for name in ("config", "mode"):
         if not flags.FLAGS[name].present:
             raise UserError(f"--{name} is missing; see --help")
+    _check_flags_of_mode(_MODE.value)
     path = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
     if not os.path.isfile(path):
         raise UserError(f"--config: there is no file {path}")
 
 
+def _check_flags_of_mode(mode: str) -> None:
+    needed, known = MODES[mode]
+    for name in ("workdir", "checkpoint", "predictions", "protocol", "strict"):
+        present = flags.FLAGS[name].present
+        if name in needed and not present:
+            raise UserError(f"--{name} is missing; --mode {mode} needs it")
+        if present and name not in (*needed, *known):
+            users = " or ".join(m for m, names in MODES.items() if name in (*names[0], *names[1]))
+            hint = ""
+            if (name, mode) == ("checkpoint", "train"):
+                hint = "; training starts from config.train.init_from"
+            raise UserError(f"--{name} is for --mode {users}{hint}")
+
+
 def _run() -> None:
     # Imported late: a mistyped flag should not wait for datasets and checkpoints to load.
     from fnet_jax import experiment
+    from fnet_jax.protocols import check_protocols
 
     config = _CONFIG.value
-    if _CHECKPOINT.value and _MODE.value != "eval":
-        raise UserError(
-            "--checkpoint is for --mode eval; training starts from config.train.init_from"
-        )
+    if _PROTOCOL.value is not None:
+        config.test.protocols = check_protocols(_PROTOCOL.value)
     if _MODE.value == "train":
-        result = experiment.run_training(config, _WORKDIR.value)
+        result = experiment.run_training(config, _WORKDIR.value, _STRICT.value)
         best = "" if result.best_metric is None else f", best recall@50 {result.best_metric:.1%}"
         print(f"trained to step {result.step}{best}; checkpoints in {_WORKDIR.value}")
+    elif _MODE.value == "eval":
+        experiment.run_evaluation(config, _WORKDIR.value, _CHECKPOINT.value, _STRICT.value)
+    elif _MODE.value == "score":
+        experiment.run_scoring(config, _PREDICTIONS.value, _WORKDIR.value)
+    elif _MODE.value == "data":
+        experiment.run_data_report(config, _STRICT.value)
     else:
-        experiment.run_evaluation(config, _WORKDIR.value, _CHECKPOINT.value)
+        experiment.run_anchors(config)
 
 
 def main(argv: list[str] | None = None) -> int:

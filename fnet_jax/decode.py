@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from fnet_jax.kernels import class_aware_nms, clip_boxes, decode_boxes, triplet_nms
-from fnet_jax.structures import Pairs
+from fnet_jax.structures import Pairs, Triplets
 
 MAX_OBJECTS_AFTER_NMS = 100
 
@@ -19,17 +19,6 @@ class Objects:
     classes: jax.Array  # (R,) int32
     mask: jax.Array  # (R,) bool
     slot: jax.Array  # (R,) int32
-
-
-@flax.struct.dataclass
-class Triplets:
-    """Ranked triplets; `subjects` and `objects` index the object slots."""
-
-    subjects: jax.Array  # (T,) int32
-    objects: jax.Array  # (T,) int32
-    predicates: jax.Array  # (T,) int32
-    scores: jax.Array  # (T,) float32
-    mask: jax.Array  # (T,) bool
 
 
 def class_boxes(boxes, deltas, im_info):

@@ -1,12 +1,13 @@
 """From pixels to a ranked scene graph: one jitted program, no host round trip inside."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from fnet_jax.backbone import feature_size, mask_outside
-from fnet_jax.decode import class_boxes, decode_objects, rank_triplets
+from fnet_jax.decode import Objects, class_boxes, decode_objects, rank_triplets
 from fnet_jax.kernels import cluster_pairs
 from fnet_jax.model import FactorizableNet, GraphOutputs
 from fnet_jax.rpn import propose
@@ -37,6 +38,8 @@ class TestOptions:
     subgraph_capacities: tuple[int, ...] = (256, 512, 1024)
     subgraph_nms: float = 0.5
     use_gt_boxes: bool = False
+    use_gt_labels: bool = False
+    sgb_rankings: bool = False  # also rank triplets as the SGB protocol does
     duplicate_removal: bool = True
     object_nms: float | None = None
     triplet_nms: float | None = 0.4
@@ -110,6 +113,16 @@ def graph_of(
     return jax.nn.softmax(logits, axis=-1), deltas, vectors, predicates
 
 
+def _with_given_classes(objects: Objects, gt_classes) -> Objects:
+    """The leading objects, which are the annotated ones, get their class and the score 1."""
+    slots = objects.mask.shape[0]
+    given = jnp.zeros(slots, jnp.int32).at[: gt_classes.shape[0]].set(gt_classes[:slots])
+    return objects.replace(
+        classes=jnp.where(given > 0, given, objects.classes),
+        scores=jnp.where(given > 0, 1.0, objects.scores),
+    )
+
+
 def detect(model: FactorizableNet, params, example: dict, options: TestOptions) -> SceneGraph:
     """The scene graph of one image.
 
@@ -117,7 +130,7 @@ def detect(model: FactorizableNet, params, example: dict, options: TestOptions) 
       model, params: the network.
       example: `image` (H, W, 3) uint8 (or normalised float32), `im_info` (5,) float32 and, with
         `use_gt_boxes`, `gt_boxes` (G, 4) float32 and `gt_classes` (G,) int32 (0 = unused slot).
-      options: static.
+      options: static. `use_gt_labels` (with `use_gt_boxes`) takes the classes as given, too.
 
     Returns: SceneGraph, padded to static sizes.
     """
@@ -186,16 +199,28 @@ def detect(model: FactorizableNet, params, example: dict, options: TestOptions) 
         objects.mask,
         object_nms=None if options.use_gt_boxes else options.object_nms,
     )
-    triplets = rank_triplets(
+    if options.use_gt_labels:
+        decoded = _with_given_classes(decoded, example["gt_classes"])
+    rank = functools.partial(
+        rank_triplets,
         predicate_probs,
-        pairs,
-        decoded,
-        predicates_per_pair=options.predicates_per_pair,
+        objects=decoded,
         max_candidates=options.max_candidates,
         max_triplets=options.max_triplets,
         triplet_threshold=None if options.use_gt_boxes else options.triplet_nms,
+    )
+    triplets = rank(
+        pairs,
+        predicates_per_pair=options.predicates_per_pair,
         predicate_only=options.use_gt_boxes,
     )
+    constrained = unconstrained = None
+    if options.sgb_rankings:
+        others = pairs.replace(mask=pairs.mask & (pairs.subjects != pairs.objects))
+        constrained = rank(others, predicates_per_pair=1, predicate_only=False)
+        unconstrained = rank(
+            others, predicates_per_pair=predicate_probs.shape[1] - 1, predicate_only=False
+        )
     return SceneGraph(
         boxes=decoded.boxes,
         scores=decoded.scores,
@@ -213,4 +238,6 @@ def detect(model: FactorizableNet, params, example: dict, options: TestOptions) 
         proposal_mask=proposals.mask,
         num_subgraphs=clusters.count,
         overflow=clusters.overflow,
+        constrained=constrained,
+        unconstrained=unconstrained,
     )

@@ -12,8 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from fnet_jax.errors import UserError
-from fnet_jax.metrics import DetectionAP, FNetRecall, ProposalRecall, Triplets, overlaps
-from fnet_jax.results import ResultsWriter, graph_to_dict
+from fnet_jax.metrics import DetectionAP, ProposalRecall, overlaps
+from fnet_jax.predictions import from_graph, to_line
+from fnet_jax.protocols import Scores
+from fnet_jax.results import ResultsWriter
 from fnet_jax.structures import SceneGraph
 
 # The original reads detections for mAP off like this (`interpret_objects`).
@@ -28,8 +30,7 @@ class AnnotatedSplit(Protocol):
         """The annotation of image `index`.
 
         Returns: `filename`, `height`, `width`, `boxes` (g, 4) pixels of the original image,
-          `classes` (g,) and `relationships` (m, 3) rows (subject, object, predicate), of which the
-          last of an ordered pair counts.
+          `classes` (g,) and `relationships` (m, 3) rows (subject, object, predicate).
         """
 
 
@@ -38,40 +39,37 @@ def evaluate(
     split: AnnotatedSplit,
     batches: Iterable[Mapping],
     *,
+    scores: Scores,
     object_names: Sequence[str],
     predicate_names: Sequence[str],
-    top_ns: Sequence[int] = (50, 100),
     results_path: str | os.PathLike | None = None,
-    use_gt_boxes: bool = False,
     detection_nms: float | None = None,
     num_images: int | None = None,
-) -> dict[str, float]:
-    """Runs the predictor over all batches and measures it by F-Net's protocol.
+) -> dict[str, float | str]:
+    """Runs the predictor over all batches and measures what it finds.
 
     Args:
       predict_fn: a batch -> SceneGraph with a leading batch axis.
       split: the annotations of the images.
       batches: dicts as the input pipeline gives them; `image_index` (B,) is the position in the
         split, `valid` (B,) is False for fillers.
+      scores: fresh states of the protocols to measure relationships by.
       object_names, predicate_names: by class index, entry 0 being the background.
-      top_ns: cut-offs of the recalls.
       results_path: JSONL file of scene graphs, one line per image; None writes none.
-      use_gt_boxes: whether the predictor was given the annotated boxes; recorded, and shown.
       detection_nms: IoU threshold of a per-class NMS before mAP; None, as the original, for none.
       num_images: how many to expect, for the progress bar.
 
     Returns:
-      Numbers only. In [0, 1]: `{relationship,phrase,predicate}_recall@N`, `mAP` (VOC, area under
-      the curve, IoU > 0.5, over annotated classes), `rpn_recall@50`. Then `subgraphs_average`,
+      `task`, and numbers. In [0, 1]: what `scores` computes, `mAP` (VOC, area under the curve, IoU
+      > 0.5, over annotated classes), `rpn_recall@50`. Then `subgraphs_average`,
       `subgraphs_maximum`, `overflowed_pairs` (without a subgraph slot), `overflowed_images`,
-      `images`, `annotated_relationships`, `annotated_objects`, `annotated_classes`,
-      `use_gt_boxes`, and `seconds_per_image`: prediction alone, without the first batch of each
-      shape, which compiles; absent if there was no other.
+      `images`, `annotated_objects`, `annotated_classes`, and `seconds_per_image`: prediction
+      alone, without the first batch of each shape, which compiles; absent if there was no other.
 
     Raises:
       UserError: there is no image, or the network's outputs are not finite.
     """
-    recall, proposals = FNetRecall(top_ns), ProposalRecall()
+    proposals = ProposalRecall()
     detections = DetectionAP(len(object_names))
     subgraphs: list[int] = []
     overflows: list[int] = []
@@ -87,20 +85,21 @@ def evaluate(
                 record = split.record(int(batch["image_index"][row]))
                 _check_finite(graph, record["filename"])
                 boxes, classes = record["boxes"], record["classes"]
-                recall.update(boxes, classes, record["relationships"], ranked_triplets(graph))
+                prediction = from_graph(graph)
+                scores.update(record, prediction)
                 proposals.update(boxes, graph.proposals[graph.proposal_mask])
                 detections.update(boxes, classes, *interpret_objects(graph, detection_nms))
                 subgraphs.append(int(graph.num_subgraphs))
                 overflows.append(int(graph.overflow))
                 if results_path is not None:
-                    names = object_names, predicate_names
-                    size = record["height"], record["width"]
-                    writer.write(graph_to_dict(graph, record["filename"], *size, *names))
+                    about = record["filename"], record["height"], record["width"]
+                    writer.write(to_line(prediction, *about, object_names, predicate_names))
                 bar.update()
     if not subgraphs:
         raise UserError("there is no image to evaluate; check the evaluation split")
     return {
-        **recall.compute(),
+        "task": scores.task,
+        **scores.compute(),
         **detections.compute(),
         **proposals.compute(),
         "subgraphs_average": float(np.mean(subgraphs)),
@@ -108,22 +107,8 @@ def evaluate(
         "overflowed_pairs": sum(overflows),
         "overflowed_images": sum(overflow > 0 for overflow in overflows),
         "images": len(subgraphs),
-        "use_gt_boxes": use_gt_boxes,
         **clock.compute(),
     }
-
-
-def ranked_triplets(graph: SceneGraph) -> Triplets:
-    """The triplets in use of one image's SceneGraph (NumPy arrays), in rank order."""
-    used = graph.triplet_mask
-    subjects, objects = graph.subjects[used], graph.objects[used]
-    return Triplets(
-        subject_classes=graph.classes[subjects],
-        predicates=graph.predicates[used],
-        object_classes=graph.classes[objects],
-        subject_boxes=graph.boxes[subjects],
-        object_boxes=graph.boxes[objects],
-    )
 
 
 def interpret_objects(

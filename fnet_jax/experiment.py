@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from fnet_jax import (
     builder,
@@ -21,13 +22,18 @@ from fnet_jax import (
     train_step,
     weights,
 )
+from fnet_jax.anchors import REFERENCE_SCALE
 from fnet_jax.calibrate import calibrate
-from fnet_jax.datasets import load_builder
+from fnet_jax.datasets import create_builder, kmeans, load_builder, manual_folder
+from fnet_jax.datasets.report import report
 from fnet_jax.detect import detect, normalise
 from fnet_jax.errors import UserError
 from fnet_jax.evaluate import evaluate
 from fnet_jax.model import FactorizableNet
 from fnet_jax.objective import training_losses
+from fnet_jax.predictions import from_annotation, to_line
+from fnet_jax.protocols import Scores, task_of
+from fnet_jax.score import score_file
 from fnet_jax.visualise import draw_scene_graph
 
 # What detection reads of a batch; the rest stays on the host.
@@ -46,24 +52,21 @@ class Experiment:
     model: FactorizableNet
 
     @classmethod
-    def open(cls, config) -> "Experiment":
+    def open(cls, config, strict: bool = False) -> "Experiment":
         """Opens (and on first use builds) the dataset and checks the config against it."""
-        section = config.dataset
-        dataset = load_builder(
-            section.name, section.builder_config, section.data_dir, section.manual_dir
-        )
+        section, dataset = config.dataset, open_dataset(config, strict)
         split = input_pipeline.Split(dataset, section.train_split)
-        model = builder.build_model(config, len(split.object_classes), len(split.predicates))
+        anchors = kmeans.file_of(dataset)
+        if anchors.is_file() and config.anchors.kind == "kmeans" and not config.anchors.file:
+            print(f"anchors are the dataset's own, {anchors}", file=sys.stderr)
+        model = builder.build_model(
+            config, len(split.object_classes), len(split.predicates), anchors
+        )
         return cls(config, dataset, model)
 
     def split(self, name: str, limit: int | None = None) -> input_pipeline.Split:
-        """A split of the dataset, or only its first `limit` images."""
-        split = input_pipeline.Split(self.dataset, name)
-        if limit is None or limit >= len(split):
-            return split
-        if "[" in name:
-            raise UserError(f"split {name!r} is cut already; leave the number of images unset")
-        return input_pipeline.Split(self.dataset, f"{name}[:{limit}]")
+        """`split_of` the dataset."""
+        return split_of(self.dataset, name, limit)
 
     @functools.cached_property
     def template(self):
@@ -169,40 +172,72 @@ class Experiment:
             num_workers=self.config.dataset.num_workers,
         )
 
-    @functools.cached_property
-    def _detect(self):
+    @functools.cache  # noqa: B019 - an experiment lives as long as the program
+    def _detect(self, sgb_rankings: bool):
         """Detection on every local device; one compiled program per image size."""
-        options = builder.test_options(self.config)
+        options = builder.test_options(self.config, sgb_rankings)
         run = functools.partial(detect, self.model, options=options)
         return jax.pmap(run, in_axes=(None, 0), devices=jax.local_devices())
 
-    def evaluate(self, params, split, results_path=None) -> dict[str, float]:
+    @property
+    def task(self) -> str:
+        """One of `metrics.TASKS`."""
+        return task_of(self.config.test.use_gt_boxes, self.config.test.use_gt_labels)
+
+    def evaluate(self, params, split, scores: Scores, results_path=None) -> dict[str, float | str]:
         """Metrics of `fnet_jax.evaluate.evaluate` for given parameters on a split.
 
         In multi-process training every process evaluates the whole split, so that all of them agree
         on which checkpoint is the best.
         """
         params = train_step.replicate(params)
+        run = self._detect("sgb" in scores.states)
 
         def predict(batch):
             inputs = {key: batch[key] for key in _MODEL_INPUTS}
-            return jax.device_get(self._detect(params, inputs))
+            return jax.device_get(run(params, inputs))
 
         return evaluate(
             predict,
             split,
             self.eval_batches(split),
+            scores=scores,
             object_names=split.object_classes,
             predicate_names=split.predicates,
             results_path=results_path,
-            use_gt_boxes=self.config.test.use_gt_boxes,
             num_images=len(split),
         )
 
 
-def run_training(config, workdir: str) -> train.FitResult:
-    """Trains, or goes on training, as `config.train.stage` says; see `train.fit`."""
-    experiment = Experiment.open(config)
+def open_dataset(config, strict: bool = False):
+    """The built dataset of a config; with `strict` a photo that must be skipped is an error."""
+    section = config.dataset
+    return load_builder(
+        section.name, section.builder_config, section.data_dir, section.manual_dir, strict
+    )
+
+
+def split_of(dataset, name: str, limit: int | None = None) -> input_pipeline.Split:
+    """A split of a dataset, or only its first `limit` images."""
+    split = input_pipeline.Split(dataset, name)
+    if limit is None or limit >= len(split):
+        return split
+    if "[" in name:
+        raise UserError(f"split {name!r} is cut already; leave the number of images unset")
+    return input_pipeline.Split(dataset, f"{name}[:{limit}]")
+
+
+def fresh_scores(split, protocols, task: str) -> Scores:
+    """Empty states of the named protocols for a split."""
+    return Scores(protocols, len(split.predicates), split.training, task)
+
+
+def run_training(config, workdir: str, strict: bool = False) -> train.FitResult:
+    """Trains, or goes on training, as `config.train.stage` says; see `train.fit`.
+
+    With `strict` a photo that cannot be stored is an error, here and in `run_evaluation`.
+    """
+    experiment = Experiment.open(config, strict)
     split = experiment.split(config.dataset.train_split)
     held_out = experiment.split(config.dataset.validation_split, config.train.eval_images)
     options = builder.train_options(
@@ -251,13 +286,17 @@ def run_training(config, workdir: str) -> train.FitResult:
             workdir=workdir,
             seed=config.seed,
             image_name=lambda index: split.record(index)["filename"],
-            evaluate_fn=lambda params: experiment.evaluate(params, held_out),
+            evaluate_fn=lambda params: experiment.evaluate(
+                params, held_out, fresh_scores(held_out, ("fnet",), experiment.task)
+            ),
             metadata=experiment.metadata(split),
             resume_from=config.train.init_from if goes_on else None,
         )
 
 
-def run_evaluation(config, workdir: str, checkpoint_path: str = "") -> dict[str, float]:
+def run_evaluation(
+    config, workdir: str, checkpoint_path: str = "", strict: bool = False
+) -> dict[str, float]:
     """Evaluates a checkpoint and writes what came of it under `workdir`/evaluation/SPLIT.
 
     Args:
@@ -267,22 +306,89 @@ def run_evaluation(config, workdir: str, checkpoint_path: str = "") -> dict[str,
 
     Returns: the metrics, which are also in metrics.json, beside graphs.jsonl and pictures/.
     """
-    experiment = Experiment.open(config)
+    experiment = Experiment.open(config, strict)
     split = experiment.split(config.dataset.eval_split, config.test.max_images)
     params = experiment.trained_params(checkpoint_path or workdir)
-    suffix = "_gt_boxes" if config.test.use_gt_boxes else ""
+    task = experiment.task
+    scores = fresh_scores(split, config.test.protocols, task)
+    suffix = "" if task == "sgdet" else f"_{task}"
     folder = pathlib.Path(workdir) / "evaluation" / (config.dataset.eval_split + suffix)
-    metrics = experiment.evaluate(params, split, folder / "graphs.jsonl")
-    results.write_metrics(folder / "metrics.json", metrics)
+    metrics = experiment.evaluate(params, split, scores, folder / "graphs.jsonl")
+    tables = {"per_predicate": scores.per_predicate(split.predicates)}
+    results.write_metrics(folder / "metrics.json", metrics | tables)
     print(results.format_table(metrics))
     print(f"metrics and scene graphs: {folder / 'metrics.json'}, {folder / 'graphs.jsonl'}")
     for index, graph in enumerate(results.read_results(folder / "graphs.jsonl")):
         if index == config.test.pictures:
             break
         picture = folder / "pictures" / f"{pathlib.Path(graph['image']).stem}.png"
-        annotation = results.annotation_to_dict(
-            split.record(index), split.object_classes, split.predicates
+        record = split.record(index)
+        about = record["filename"], record["height"], record["width"]
+        annotation = to_line(
+            from_annotation(record), *about, split.object_classes, split.predicates
         )
         draw_scene_graph(split.image(index, "rgb"), graph, picture, annotation=annotation)
         print(f"picture: {picture}")
     return metrics
+
+
+def run_scoring(config, predictions: str, workdir: str | None = None) -> dict[str, float | str]:
+    """Measures predictions from a JSONL file, whoever made them, on the evaluation split.
+
+    Args:
+      config: names the dataset, the split, the protocols and, with `config.test.use_gt_boxes` and
+        `use_gt_labels`, what was given to the predictor.
+      predictions: the file, in the format of `fnet_jax.predictions`.
+      workdir: where to write score.json; None writes nothing.
+
+    Returns: the metrics.
+    """
+    split = split_of(open_dataset(config), config.dataset.eval_split, config.test.max_images)
+    task = task_of(config.test.use_gt_boxes, config.test.use_gt_labels)
+    scores = fresh_scores(split, config.test.protocols, task)
+    metrics = score_file(predictions, split, scores)
+    print(results.format_table(metrics))
+    if workdir:
+        path = pathlib.Path(workdir) / "score.json"
+        tables = {"per_predicate": scores.per_predicate(split.predicates)}
+        results.write_metrics(path, metrics | tables)
+        print(f"metrics: {path}")
+    return metrics
+
+
+def run_data_report(config, strict: bool = False) -> None:
+    """Prints what the source files of the config's dataset hold and what is wrong with them.
+
+    Raises:
+      UserError: a file cannot be read; with `strict`, also if anything at all was found.
+    """
+    section = config.dataset
+    dataset = create_builder(section.name, section.builder_config, section.data_dir)
+    source = manual_folder(dataset, section.manual_dir)
+    found = []
+    for split in dataset.SPLITS:
+        # disable=None: no bar unless the output is a terminal.
+        bar = functools.partial(tqdm, unit="image", desc=split, disable=None, file=sys.stderr)
+        found.append(report(dataset, source, split, bar))
+        print(f"{section.name}, split {split}")
+        print("\n".join(found[-1].lines()))
+    count = sum(part.mistakes + part.oddities for part in found)
+    if strict and count:
+        raise UserError(f"--strict: {count} findings, listed above; correct the source files")
+
+
+def run_anchors(config) -> None:
+    """Clusters the training boxes of the config's dataset into anchors and stores them with it."""
+    dataset = open_dataset(config)
+    split = split_of(dataset, config.dataset.train_split)
+    image = config.image
+    longest = image.max_size * REFERENCE_SCALE / image.test_scale
+    sizes = kmeans.box_sizes(split, longest)
+    anchors = kmeans.cluster(sizes, len(config.anchors.scales), config.seed)
+    path = kmeans.file_of(dataset)
+    kmeans.write(path, anchors)
+    print(
+        f"{len(anchors.scales)} anchors from {len(sizes)} boxes: mean best IoU "
+        f"{anchors.mean_best_iou:.4f}, written to {path}"
+    )
+    print("configs of this dataset use them from now on, unless config.anchors.file names others")

@@ -1,130 +1,16 @@
-"""What an evaluation leaves behind: a scene graph per image (JSONL), the metrics (JSON), a table.
+"""What an evaluation leaves behind: scene graphs (JSONL), metrics (JSON), a table."""
 
-A line of the JSONL file is one image:
-
-    {"schema": "fnet-jax/scene-graph", "version": 1, "image": file name, "height": int,
-     "width": int, "objects": [{"class": name, "box": [x1, y1, x2, y2], "score": float}, ...],
-     "triplets": [{"subject": i, "predicate": name, "object": j, "score": float}, ...]}
-
-Boxes are inclusive pixels of the original image, i and j index `objects`, triplets are ranked from
-the most certain to the least.
-"""
-
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-
-import numpy as np
+from collections.abc import Iterator, Mapping
 
 from fnet_jax.metrics import FNetRecall
-from fnet_jax.structures import SceneGraph
+from fnet_jax.metrics.sgb import TERTILES
+from fnet_jax.protocols import RULES
 
-SCHEMA = "fnet-jax/scene-graph"
-VERSION = 1
-
-# Decimals of a box (pixels) and significant digits of a score in files.
-_BOX_DECIMALS = 2
-_SCORE_DIGITS = 6
-
-
-def graph_to_dict(
-    graph: SceneGraph,
-    image: str,
-    height: int,
-    width: int,
-    object_names: Sequence[str],
-    predicate_names: Sequence[str],
-) -> dict:
-    """One image's SceneGraph (no batch axis) as the dict of the JSONL file.
-
-    Args:
-      graph: arrays or what NumPy can read; padded slots are dropped and indices moved up.
-      image: file name.
-      height, width: of the original image, pixels.
-      object_names, predicate_names: by class index, entry 0 being the background.
-
-    Raises:
-      ValueError: a triplet in use refers to an object slot that is not.
-    """
-    object_mask = np.asarray(graph.object_mask)
-    slots = np.flatnonzero(object_mask)
-    ranks = np.flatnonzero(np.asarray(graph.triplet_mask))
-    subjects, objects = np.asarray(graph.subjects)[ranks], np.asarray(graph.objects)[ranks]
-    if not (object_mask[subjects].all() and object_mask[objects].all()):
-        raise ValueError(f"a triplet of {image} refers to an object that does not exist")
-    position = np.cumsum(object_mask) - 1
-    return {
-        "schema": SCHEMA,
-        "version": VERSION,
-        "image": image,
-        "height": int(height),
-        "width": int(width),
-        "objects": [
-            {
-                "class": object_names[label],
-                "box": [round(side, _BOX_DECIMALS) for side in box],
-                "score": _significant(score),
-            }
-            for label, box, score in zip(
-                np.asarray(graph.classes)[slots].tolist(),
-                np.asarray(graph.boxes)[slots].tolist(),
-                np.asarray(graph.scores)[slots].tolist(),
-                strict=True,
-            )
-        ],
-        "triplets": [
-            {
-                "subject": subject,
-                "predicate": predicate_names[predicate],
-                "object": object_,
-                "score": _significant(score),
-            }
-            for subject, predicate, object_, score in zip(
-                position[subjects].tolist(),
-                np.asarray(graph.predicates)[ranks].tolist(),
-                position[objects].tolist(),
-                np.asarray(graph.triplet_scores)[ranks].tolist(),
-                strict=True,
-            )
-        ],
-    }
-
-
-def annotation_to_dict(
-    record: Mapping, object_names: Sequence[str], predicate_names: Sequence[str]
-) -> dict:
-    """An annotated image in the same form, all scores 1, so that it can be drawn alike.
-
-    Args:
-      record: `filename`, `height`, `width`, `boxes` (g, 4), `classes` (g,) and `relationships`
-        (m, 3) rows (subject, object, predicate); all of them are kept, in order.
-      object_names, predicate_names: as for `graph_to_dict`.
-    """
-    return {
-        "schema": SCHEMA,
-        "version": VERSION,
-        "image": str(record["filename"]),
-        "height": int(record["height"]),
-        "width": int(record["width"]),
-        "objects": [
-            {"class": object_names[label], "box": box, "score": 1.0}
-            for label, box in zip(
-                np.asarray(record["classes"]).tolist(),
-                np.asarray(record["boxes"]).tolist(),
-                strict=True,
-            )
-        ],
-        "triplets": [
-            {
-                "subject": subject,
-                "predicate": predicate_names[predicate],
-                "object": object_,
-                "score": 1.0,
-            }
-            for subject, object_, predicate in np.asarray(record["relationships"]).tolist()
-        ],
-    }
+_LABEL_WIDTH = 14
 
 
 class ResultsWriter:
@@ -154,63 +40,94 @@ class ResultsWriter:
             os.replace(self._partial, self.path)
 
 
-def read_results(path: str | os.PathLike) -> list[dict]:
-    """All lines of a JSONL file."""
+def read_results(path: str | os.PathLike) -> Iterator[dict]:
+    """The lines of a JSONL file, one by one."""
     with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        yield from map(json.loads, file)
 
 
 def write_metrics(path: str | os.PathLike, metrics: Mapping) -> None:
-    """Writes metrics as JSON, with the name of their protocol; never seen half written.
+    """Writes metrics as JSON; never seen half written.
 
     Raises:
       ValueError: a metric is not finite.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"protocol": FNetRecall.protocol, **metrics}
     partial = _partial(path)
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
 def format_table(metrics: Mapping) -> str:
-    """The metrics of `fnet_jax.evaluate.evaluate` as a table for the screen."""
-    top_ns = _cut_offs(metrics, "relationship_recall")
-    title = f"{FNetRecall.protocol} protocol (all images pooled), IoU >= 0.5"
-    if metrics["use_gt_boxes"]:
-        title += ", annotated boxes given"
-    header = f"{'recall in %':<16}" + "".join(f"{f'@{n}':>10}" for n in top_ns)
-    lines = [title, header, "-" * len(header)]
-    for kind in FNetRecall.kinds:
-        values = (100.0 * metrics[f"{kind}_recall@{n}"] for n in top_ns)
-        lines.append(f"{kind:<16}" + "".join(f"{value:>10.3f}" for value in values))
-    lines.append("-" * len(header))
+    """Metrics of `fnet_jax.evaluate.evaluate` or of scored predictions, as a table for the screen.
+
+    The protocols that were measured stand side by side, below their rules.
+    """
+    blocks, rules = [], []
+    if kinds := _cut_offs(metrics, f"{FNetRecall.kinds[0]}_recall"):
+        rules.append(RULES["fnet"])
+        names = {kind: f"{kind}_recall@{{}}" for kind in ("relationship", "phrase", "predicate")}
+        blocks.append(_block("F-Net, %", kinds, names, metrics))
+    if kinds := _cut_offs(metrics, "sgb_R"):
+        rules.append(RULES["sgb"])
+        names = {name: f"sgb_{name}@{{}}" for name in ("R", "ngR", "mR", "zR", "A")}
+        names |= {f"mR {part}": f"sgb_mR@{{}}_{part}" for part in TERTILES}
+        present = {k: v for k, v in names.items() if v.format(kinds[0]) in metrics}
+        blocks.append(_block("SGB, %", kinds, present, metrics))
+    task = {
+        "sgdet": "task SGDet: nothing given but the image",
+        "sgcls": "task SGCls: annotated boxes given",
+        "predcls": "task PredCls: annotated boxes and labels given",
+    }[metrics["task"]]
+    widths = [len(block[0]) for block in blocks]
+    rows = itertools.zip_longest(*blocks, fillvalue="")
+    table = [
+        "  |  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    rule = "-" * len(table[1])
+    lines = [task, *rules, rule, *table, rule]
 
     def row(label: str, value: str) -> None:
         lines.append(f"{label:<36}  {value}")
 
-    row("object mAP in % (VOC, IoU > 0.5)", f"{100.0 * metrics['mAP']:.3f}")
+    if "mAP" in metrics:
+        row("object mAP in % (VOC, IoU > 0.5)", f"{100.0 * metrics['mAP']:.3f}")
     for n in _cut_offs(metrics, "rpn_recall"):
         row(f"RPN recall@{n} in %", f"{100.0 * metrics[f'rpn_recall@{n}']:.3f}")
-    average, maximum = metrics["subgraphs_average"], metrics["subgraphs_maximum"]
-    row("subgraphs per image", f"{average:.1f}, at most {maximum}")
-    pairs, images = metrics["overflowed_pairs"], metrics["overflowed_images"]
-    row("pairs left without a subgraph", f"{pairs} (in {images} images)" if pairs else "none")
+    if "subgraphs_average" in metrics:
+        average, maximum = metrics["subgraphs_average"], metrics["subgraphs_maximum"]
+        row("subgraphs per image", f"{average:.1f}, at most {maximum}")
+        pairs, images = metrics["overflowed_pairs"], metrics["overflowed_images"]
+        row("pairs left without a subgraph", f"{pairs} (in {images} images)" if pairs else "none")
     if "seconds_per_image" in metrics:
         row("seconds per image", f"{metrics['seconds_per_image']:.3f}")
     row("images", str(metrics["images"]))
-    row("annotated relationships", str(metrics["annotated_relationships"]))
+    for key, label in (
+        ("annotated_relationships", "relationships that count for F-Net"),
+        ("sgb_annotated_relationships", "relationships that count for SGB"),
+        ("sgb_zero_shot_images", "images with zero-shot relationships"),
+    ):
+        if key in metrics:
+            row(label, str(metrics[key]))
     return "\n".join(lines)
 
 
+def _block(title: str, cut_offs: list[int], names: Mapping[str, str], metrics: Mapping) -> list:
+    """Lines of equal width: a header, a rule, and a row of percentages for each name."""
+    header = f"{title:<{_LABEL_WIDTH}}" + "".join(f"{f'@{n}':>9}" for n in cut_offs)
+    rows = [
+        f"{label:<{_LABEL_WIDTH}}"
+        + "".join(f"{100.0 * metrics[name.format(n)]:>9.3f}" for n in cut_offs)
+        for label, name in names.items()
+    ]
+    return [header, "-" * len(header), *rows]
+
+
 def _cut_offs(metrics: Mapping, name: str) -> list[int]:
-    return sorted(int(key.partition("@")[2]) for key in metrics if key.startswith(f"{name}@"))
-
-
-def _significant(score: float) -> float:
-    """Rounded to a few significant digits, not decimals: scores far down the ranking are tiny."""
-    return float(f"{score:.{_SCORE_DIGITS}g}")
+    numbers = (key.removeprefix(f"{name}@") for key in metrics if key.startswith(f"{name}@"))
+    return sorted(int(number) for number in numbers)
 
 
 def _partial(path: pathlib.Path) -> pathlib.Path:

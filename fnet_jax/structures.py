@@ -61,6 +61,17 @@ class PairTargets:
 
 
 @flax.struct.dataclass
+class Triplets:
+    """Ranked triplets; `subjects` and `objects` index the object slots."""
+
+    subjects: jax.Array  # (T,) int32
+    objects: jax.Array  # (T,) int32
+    predicates: jax.Array  # (T,) int32
+    scores: jax.Array  # (T,) float32
+    mask: jax.Array  # (T,) bool
+
+
+@flax.struct.dataclass
 class SceneGraph:
     """The graph of one image: objects, and triplets from most to least certain."""
 
@@ -80,3 +91,7 @@ class SceneGraph:
     proposal_mask: jax.Array  # (M,) bool
     num_subgraphs: jax.Array  # () int32
     overflow: jax.Array  # () int32, ordered pairs that found no subgraph slot
+    # Rankings by the rules of the SGB protocol, where asked for: the best predicate of each pair,
+    # and all predicates of all pairs; by the product of the three scores.
+    constrained: Triplets | None = None
+    unconstrained: Triplets | None = None

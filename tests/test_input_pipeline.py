@@ -11,13 +11,14 @@ import pytest
 
 from fnet_jax import image_ops
 from fnet_jax.datasets import load_builder, schema
+from fnet_jax.datasets.scene_graph_builder import SceneGraphBuilder
 from fnet_jax.errors import UserError
 from fnet_jax.input_pipeline import Split, eval_batches, steps_per_epoch, train_batches
 
 BUCKETS = ((128, 160), (160, 128), (160, 160), (256, 256))
 
 
-class Oddities(schema.SceneGraphBuilder):
+class Oddities(SceneGraphBuilder):
     """What real data has: nothing annotated, repeated pairs, an object related to itself."""
 
     name = "oddities"
@@ -38,7 +39,7 @@ class Oddities(schema.SceneGraphBuilder):
             yield schema.Scene(cv2.imencode(".png", image)[1].tobytes(), *size, annotation)
 
 
-class BothOrientations(schema.SceneGraphBuilder):
+class BothOrientations(SceneGraphBuilder):
     """Upright and lying images in no regular order, so that steps differ in their bucket."""
 
     name = "both_orientations"

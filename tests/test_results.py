@@ -2,16 +2,20 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from fnet_jax import results
+from fnet_jax import predictions, results
 from fnet_jax.errors import UserError
 from fnet_jax.evaluate import evaluate, interpret_objects
-from fnet_jax.structures import SceneGraph
+from fnet_jax.metrics import TrainingStatistics
+from fnet_jax.protocols import Scores
+from fnet_jax.structures import SceneGraph, Triplets
 
 OBJECTS = ("background", "circle", "star")
 PREDICATES = ("background", "on", "under")
+TRAINING = TrainingStatistics((0, 2, 1), {(2, 1, 1)})
 BOXES = np.array([[0, 0, 9, 9], [7, 7, 7, 7], [20, 20, 29.126, 39]], np.float32)
 
 
@@ -62,12 +66,20 @@ def batch(indices, side=4):
 
 
 def stacked(*graphs):
-    fields = {name: np.stack([getattr(g, name) for g in graphs]) for name in vars(graphs[0])}
-    return SceneGraph(**fields)
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *graphs)
 
 
-def test_graph_to_dict():
-    line = results.graph_to_dict(graph(), "é.jpg", np.int64(40), 50, OBJECTS, PREDICATES)
+def to_line(prediction):
+    return predictions.to_line(prediction, "é.jpg", np.int64(40), 50, OBJECTS, PREDICATES)
+
+
+def ranked(subjects, objects, predicates, scores):
+    columns = (np.array(column, np.int32) for column in (subjects, objects, predicates))
+    return Triplets(*columns, np.array(scores, np.float32), np.array(scores) > 0)
+
+
+def test_line_of_a_graph():
+    line = to_line(predictions.from_graph(graph()))
     assert json.loads(json.dumps(line)) == {
         "schema": "fnet-jax/scene-graph",
         "version": 1,
@@ -76,31 +88,57 @@ def test_graph_to_dict():
         "width": 50,
         "objects": [
             {"class": "circle", "box": [0.0, 0.0, 9.0, 9.0], "score": 0.9},
-            {"class": "star", "box": [20.0, 20.0, 29.13, 39.0], "score": 0.123457},
+            {"class": "star", "box": [20.0, 20.0, 29.126, 39.0], "score": 0.123457},
         ],
         "triplets": [
             {"subject": 1, "predicate": "under", "object": 0, "score": 0.5},
             {"subject": 0, "predicate": "on", "object": 0, "score": 1.5e-9},
         ],
+        "rankings": {"fnet": [0, 1]},
     }
+
+
+def test_further_rankings_share_the_list_of_triplets():
+    both = graph(
+        constrained=ranked([0, 2], [2, 0], [1, 2], [0.7, 0.6]),
+        unconstrained=ranked([0, 0, 2, 0], [2, 2, 0, 0], [1, 2, 2, 0], [0.7, 0.65, 0.6, 0]),
+    )
+    line = to_line(predictions.from_graph(both))
+    listed = [(t["subject"], t["predicate"], t["object"], t["score"]) for t in line["triplets"]]
+    assert listed == [
+        (1, "under", 0, 0.5),
+        (0, "on", 0, 1.5e-9),
+        (0, "on", 1, 0.7),
+        (0, "under", 1, 0.65),
+    ]
+    assert line["rankings"] == {"fnet": [0, 1], "sgb": [2, 0], "sgb_unconstrained": [2, 3, 0]}
+
+
+def test_a_line_read_back_is_the_same_prediction():
+    rng = np.random.default_rng(0)
+    boxes = np.sort(rng.uniform(0, 1e3, (3, 2, 2)), axis=1).reshape(3, 4).astype(np.float32)
+    written = predictions.from_graph(graph(boxes=boxes))
+    reader = predictions.LineReader(OBJECTS, PREDICATES)
+    image, read = reader.read(json.loads(json.dumps(to_line(written))))
+    assert image == "é.jpg"
+    for name in ("boxes", "classes", "triplets"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
+    np.testing.assert_allclose(read.scores, written.scores, rtol=1e-5)
+    np.testing.assert_array_equal(read.ranked("fnet"), written.ranked("fnet"))
 
 
 def test_triplet_of_no_object_is_refused():
     broken = graph(subjects=np.array([1, 0, 1], np.int32))
-    with pytest.raises(ValueError, match=r"triplet of a\.jpg"):
-        results.graph_to_dict(broken, "a.jpg", 40, 50, OBJECTS, PREDICATES)
+    with pytest.raises(ValueError, match="triplet refers to an object that does not exist"):
+        predictions.from_graph(broken)
 
 
-def test_annotation_to_dict():
-    line = results.annotation_to_dict(Records().record(0), OBJECTS, PREDICATES)
+def test_line_of_an_annotation():
+    line = to_line(predictions.from_annotation(Records().record(0)))
     assert line["objects"][0] == {"class": "star", "box": [20, 20, 29, 39], "score": 1.0}
     assert [t["predicate"] for t in line["triplets"]] == ["on", "under"]
-    assert line["triplets"][0] | {"score": 1.0} == {
-        "subject": 0,
-        "predicate": "on",
-        "object": 1,
-        "score": 1.0,
-    }
+    assert line["triplets"][0] == {"subject": 0, "predicate": "on", "object": 1, "score": 1.0}
+    assert "rankings" not in line
 
 
 def test_writer_streams_and_renames(tmp_path):
@@ -110,27 +148,33 @@ def test_writer_streams_and_renames(tmp_path):
         assert not path.exists()
         partial = path.with_name("graphs.jsonl.partial")
         assert partial.read_text(encoding="utf-8") == '{"image": "ä"}\n'
-    assert results.read_results(path) == [{"image": "ä"}]
+    assert list(results.read_results(path)) == [{"image": "ä"}]
     with pytest.raises(RuntimeError), results.ResultsWriter(path) as writer:
         writer.write({"image": "b"})
         raise RuntimeError
-    assert results.read_results(path) == [{"image": "ä"}]
-    assert results.read_results(partial) == [{"image": "b"}]
+    assert list(results.read_results(path)) == [{"image": "ä"}]
+    assert list(results.read_results(partial)) == [{"image": "b"}]
 
 
 def test_metrics_file(tmp_path):
     path = tmp_path / "metrics.json"
     results.write_metrics(path, {"mAP": 0.5})
-    assert json.loads(path.read_text()) == {"protocol": "F-Net", "mAP": 0.5}
+    assert json.loads(path.read_text()) == {"mAP": 0.5}
     with pytest.raises(ValueError):
         results.write_metrics(path, {"mAP": float("nan")})
     assert list(tmp_path.iterdir()) == [path]
 
 
-def run(batches, predict=None, **options):
+def run(batches, predict=None, *, protocols=("fnet",), task="sgdet", **options):
     predict = predict or (lambda b: stacked(*[graph()] * len(b["valid"])))
     return evaluate(
-        predict, Records(), batches, object_names=OBJECTS, predicate_names=PREDICATES, **options
+        predict,
+        Records(),
+        batches,
+        scores=Scores(protocols, len(PREDICATES), TRAINING, task),
+        object_names=OBJECTS,
+        predicate_names=PREDICATES,
+        **options,
     )
 
 
@@ -144,11 +188,8 @@ def test_evaluate(tmp_path):
     assert metrics["annotated_relationships"] == metrics["images"] == 2
     assert [line["image"] for line in results.read_results(path)] == ["0.jpg", "1.jpg"]
     json.dumps(metrics, allow_nan=False)
+    assert metrics.pop("task") == "sgdet"
     assert all(isinstance(float(value), float) for value in metrics.values())
-
-
-def test_cut_offs_are_passed_on():
-    assert run([batch([0])], top_ns=(1, 7))["relationship_recall@7"] == 1.0
 
 
 def test_fillers_do_not_count():
@@ -234,13 +275,35 @@ def test_interpret_objects_keeps_the_best():
     assert set(classes) == {1, 2}
 
 
-def test_table():
-    metrics = run([batch([0]), batch([1])], use_gt_boxes=True)
-    table = results.format_table(metrics)
-    assert "F-Net protocol" in table and "annotated boxes given" in table
+def test_table_of_one_protocol():
+    table = results.format_table(run([batch([0]), batch([1])]))
+    assert "F-Net: all images pooled" in table and "SGDet" in table and "SGB" not in table
     rows = [line.split() for line in table.splitlines()]
-    assert ["recall", "in", "%", "@50", "@100"] in rows
-    kinds = [row[0] for row in rows if row and row[0] in ("predicate", "phrase", "relationship")]
-    assert kinds == ["predicate", "phrase", "relationship"]
+    assert ["F-Net,", "%", "@50", "@100"] in rows
     assert ["relationship", "50.000", "50.000"] in rows
-    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_table_of_both_protocols():
+    given = {"boxes": BOXES[[2, 1, 0]], "classes": np.array([2, 0, 1], np.int32)}
+    given["subjects"], given["objects"] = np.array([[0, 2, 1], [2, 2, 1]], np.int32)
+
+    def predict(b):
+        lists = ranked([0], [2], [2], [0.5])
+        return stacked(*[graph(**given, constrained=lists, unconstrained=lists)] * len(b["valid"]))
+
+    batches = [batch([0]), batch([1])]
+    metrics = run(batches, predict, protocols=("fnet", "sgb"), task="sgcls")
+    # The first image has the relationships on and under, the second one on: under is found.
+    assert metrics["sgb_R@20"] == metrics["sgb_ngR@20"] == 0.25
+    assert metrics["sgb_mR@20"] == 0.5
+    assert metrics["sgb_A@20"] == pytest.approx(1 / 3)
+    assert metrics["sgb_zR@20"] == 1.0, "under never occurs in training"
+    table = results.format_table(metrics)
+    assert "annotated boxes given" in table
+    lines = table.splitlines()
+    assert sum(line.startswith(("F-Net:", "SGB:")) for line in lines) == 2
+    row = next(line for line in lines if line.startswith("relationship"))
+    fnet, sgb = row.split("|")
+    assert fnet.split() == ["relationship", "50.000", "50.000"]
+    assert sgb.split() == ["R", "25.000", "25.000", "25.000"]
+    assert max(map(len, lines[4:])) <= 80

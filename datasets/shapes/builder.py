@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fnet_jax.datasets import schema
+from fnet_jax.datasets.scene_graph_builder import SceneGraphBuilder
 from fnet_jax.datasets.shapes import scene as scenes
 
 
@@ -21,11 +22,11 @@ class ShapesConfig(tfds.core.BuilderConfig):
     seed: int = 0
 
 
-class Shapes(schema.SceneGraphBuilder):
+class Shapes(SceneGraphBuilder):
     """Procedurally drawn scenes of overlapping shapes: 8 object classes, 9 predicates."""
 
     name = "shapes"
-    VERSION = tfds.core.Version("2.0.0")  # To be raised with every change of what is drawn.
+    VERSION = tfds.core.Version("3.0.0")  # To be raised with every change of what is drawn.
     SPLITS = ("train", "validation", "test")
     BUILDER_CONFIGS = [  # noqa: RUF012 - the attribute that TFDS reads
         ShapesConfig(name="default", description="3000 training scenes"),

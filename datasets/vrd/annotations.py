@@ -1,21 +1,11 @@
 """Reads VRD annotations in their two JSON forms: officially released, and converted for F-Net."""
 
-import json
-import pathlib
-
+from fnet_jax.datasets.json_files import fields, four_numbers, malformed
 from fnet_jax.datasets.schema import Annotation
 from fnet_jax.errors import UserError
 
 
-def load_json(path: pathlib.Path):
-    """The content of a JSON file; UserError with its name if it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); fetch or write it again") from error
-
-
-def parse_official(content: dict) -> list[Annotation]:
+def parse_official(content: object) -> list[Annotation]:
     """{file name: [{predicate, subject: {category, bbox}, object: {category, bbox}}]}.
 
     Categories and predicates count from 0 there, bbox is [ymin, ymax, xmin, xmax]. Objects have no
@@ -27,25 +17,29 @@ def parse_official(content: dict) -> list[Annotation]:
     return [_official_image(filename, entries) for filename, entries in content.items()]
 
 
-def _official_image(filename: str, entries: list) -> Annotation:
+def _official_image(filename: str, entries: object) -> Annotation:
     objects: dict[tuple, int] = {}
     relationships = []
     try:
+        if not isinstance(entries, list):
+            raise TypeError(f"{entries!r} is not a list"[:120])
         for entry in entries:
+            subject, object_, predicate = fields(entry, subject=dict, object=dict, predicate=int)
             pair = []
-            for role in ("subject", "object"):
-                y1, y2, x1, x2 = entry[role]["bbox"]
-                key = (int(entry[role]["category"]) + 1, (x1, y1, x2, y2))
+            for role in (subject, object_):
+                category, bbox = fields(role, category=int, bbox=list)
+                y1, y2, x1, x2 = four_numbers(bbox)
+                key = (category + 1, (x1, y1, x2, y2))
                 pair.append(objects.setdefault(key, len(objects)))
-            relationships.append((*pair, int(entry["predicate"]) + 1))
-    except (KeyError, TypeError, ValueError) as error:
-        raise _malformed(filename, error) from error
+            relationships.append((*pair, predicate + 1))
+    except (KeyError, TypeError) as error:
+        raise malformed(filename, "VRD's format", error) from error
     return Annotation(
         filename, [box for _, box in objects], [label for label, _ in objects], relationships
     )
 
 
-def parse_converted(content: list) -> list[Annotation]:
+def parse_converted(content: object) -> list[Annotation]:
     """[{path, objects: [{bbox, class}], relationships: [{sub_id, obj_id, predicate}]}].
 
     Classes and predicates count from 1 there, bbox is [x1, y1, x2, y2].
@@ -55,25 +49,17 @@ def parse_converted(content: list) -> list[Annotation]:
     return [_converted_image(index, entry) for index, entry in enumerate(content)]
 
 
-def _converted_image(index: int, entry: dict) -> Annotation:
+def _converted_image(index: int, entry: object) -> Annotation:
     filename = f"number {index}"
     try:
-        filename = str(entry["path"])
+        filename, objects, relationships = fields(entry, path=str, objects=list, relationships=list)
+        items = [fields(item, bbox=list, **{"class": int}) for item in objects]
+        triples = [fields(item, sub_id=int, obj_id=int, predicate=int) for item in relationships]
         return Annotation(
             filename,
-            [tuple(item["bbox"]) for item in entry["objects"]],
-            [int(item["class"]) for item in entry["objects"]],
-            [
-                (int(item["sub_id"]), int(item["obj_id"]), int(item["predicate"]))
-                for item in entry["relationships"]
-            ],
+            [four_numbers(bbox) for bbox, _ in items],
+            [label for _, label in items],
+            [tuple(triple) for triple in triples],
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise _malformed(filename, error) from error
-
-
-def _malformed(filename: str, error: Exception) -> UserError:
-    return UserError(
-        f"annotation of image {filename!r} is not in VRD's format "
-        f"({type(error).__name__}: {error}); correct the file"
-    )
+    except (KeyError, TypeError) as error:
+        raise malformed(filename, "VRD's converted format", error) from error

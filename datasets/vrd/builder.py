@@ -1,36 +1,38 @@
 """The `vrd` builder: stores the photos as they are, with everything that is annotated on them."""
 
-import hashlib
 import pathlib
-from collections.abc import Iterator
 
-from fnet_jax.datasets import schema
-from fnet_jax.datasets.vrd import annotations, layout
-from fnet_jax.errors import UserError
+from fnet_jax.datasets import json_files
+from fnet_jax.datasets.file_builder import FileBuilder
+from fnet_jax.datasets.schema import Annotation, Vocabulary
+from fnet_jax.datasets.vrd import layout
 
 
-class Vrd(schema.SceneGraphBuilder):
+class Vrd(FileBuilder):
     """Visual Relationship Detection (Lu et al., ECCV 2016): 100 object classes, 70 predicates."""
 
     name = "vrd"
     MANUAL_DOWNLOAD_INSTRUCTIONS = layout.EXPECTED
 
-    def vocabulary(self, source: pathlib.Path) -> schema.Vocabulary:
-        return layout.read_vocabulary(layout.find_layout(source), source)
+    def files(self, source: pathlib.Path) -> list[pathlib.Path]:
+        return layout.find_layout(source).files(source)
 
-    def fingerprint(self, source: pathlib.Path) -> str:
-        digest = hashlib.sha256()
-        for path in layout.find_layout(source).files(source):
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-        return digest.hexdigest()
+    def optional_files(self, source: pathlib.Path) -> list[pathlib.Path]:
+        weights = layout.find_layout(source).weights
+        return [source / weights] if weights else []
 
-    def scenes(self, source: pathlib.Path, split: str) -> Iterator[schema.Scene | schema.Skipped]:
+    def photo_folders(self, source: pathlib.Path, split: str) -> list[pathlib.Path]:
+        return [source / name.format(split=split) for name in layout.find_layout(source).photos]
+
+    def vocabulary(self, source: pathlib.Path) -> Vocabulary:
+        release = layout.find_layout(source)
+        return json_files.listed_vocabulary(
+            source / release.objects,
+            source / release.predicates,
+            *self.optional_files(source),
+        )
+
+    def annotations(self, source: pathlib.Path, split: str) -> list[Annotation]:
         release = layout.find_layout(source)
         path = source / release.annotations.format(split=split)
-        try:
-            images = release.parse(annotations.load_json(path))
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-        photos = layout.Photos(layout.photo_folders(release, source, split))
-        for annotation in images:
-            yield photos.load(annotation)
+        return json_files.parse_file(path, release.parse)
