@@ -109,9 +109,10 @@ def load_builder(
                 ) from error
             # Another process was faster; its build is as good.
             builder = create_builder(name, builder_config, data_dir)
-    elif _differs(builder, pathlib.Path(manual_dir).expanduser() if manual_dir else None):
+    elif _differs(builder, manual_dir):
+        other = f"other files than those in {manual_dir}" if manual_dir else "other settings"
         raise UserError(
-            f"{builder.data_dir} was built from other files than those in {manual_dir}; "
+            f"{builder.data_dir} was built from {other}; "
             "delete that folder or choose another dataset.data_dir"
         )
     elif strict:
@@ -128,10 +129,13 @@ def _is_built(builder: SceneGraphBuilder) -> bool:
     return (pathlib.Path(builder.data_dir) / "dataset_info.json").exists()
 
 
-def _differs(builder: SceneGraphBuilder, source: pathlib.Path | None) -> bool:
-    """Whether `source` holds other files than `builder` was built from; gone ones do not count."""
-    if source is None or not source.is_dir():
-        return False
+def _differs(builder: SceneGraphBuilder, manual_dir: str) -> bool:
+    """Whether the source is another than `builder` was built from; a gone one does not count."""
+    source = None
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        source = pathlib.Path(manual_dir).expanduser()
+        if not manual_dir or not source.is_dir():
+            return False
     try:
         found = builder.fingerprint(source)
     except UserError:

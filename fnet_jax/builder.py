@@ -16,6 +16,9 @@ from fnet_jax.model import FactorizableNet
 from fnet_jax.objective import TrainOptions
 from fnet_jax.targets import AnchorOptions, SampleOptions
 
+# The largest cut-off of all protocols.
+MIN_TRIPLETS = 100
+
 
 def _choice(field: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
@@ -161,6 +164,11 @@ def train_options(config, *, object_weights, predicate_weights) -> TrainOptions:
 def test_options(config, sgb_rankings: bool = False) -> TestOptions:
     """Options of detection; `sgb_rankings` adds what the SGB protocol looks at."""
     t = config.test
+    if t.max_triplets < MIN_TRIPLETS:
+        raise UserError(
+            f"config.test.max_triplets is {t.max_triplets}, but recall@{MIN_TRIPLETS} looks at as "
+            f"many triplets; set at least {MIN_TRIPLETS}"
+        )
     return TestOptions(
         proposals=_proposal_options(t),
         max_objects=t.max_objects,

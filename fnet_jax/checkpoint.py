@@ -26,6 +26,7 @@ from fnet_jax.errors import UserError
 LATEST = "latest"
 BEST = "best"
 _FOLDER = "checkpoints"
+_EVALUATED = "evaluated_step"
 # What a model is tied to; weights for other classes or anchors would be silently wrong.
 _TIED = ("object_names", "predicate_names", "anchors", "network")
 _MAX_LISTED = 12
@@ -81,14 +82,12 @@ class Checkpoints:
     def save(self, kind: str, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint as `LATEST` or `BEST`, replacing the one before it."""
         manager = self._managers[kind]
-        if checkpoint.step in manager.all_steps():
-            manager.delete(checkpoint.step)
         meta = {
             field.name: getattr(checkpoint, field.name)
             for field in dataclasses.fields(checkpoint)
             if field.name not in ("params", "optimizer")
         }
-        manager.save(
+        saved = manager.save(
             checkpoint.step,
             args=ocp.args.Composite(
                 params=ocp.args.PyTreeSave(checkpoint.params),
@@ -96,6 +95,10 @@ class Checkpoints:
                 meta=ocp.args.JsonSave(meta),
             ),
         )
+        if not saved:  # Orbax passes over steps that are not newer than the newest it has.
+            raise ValueError(
+                f"step {checkpoint.step} does not follow step {manager.latest_step()} ({kind})"
+            )
 
     def step(self, kind: str) -> int | None:
         """Step of the newest committed checkpoint of this kind, if there is one."""
@@ -152,6 +155,33 @@ def restore_latest(
 def has_latest(workdir: str | pathlib.Path) -> bool:
     """Whether a workdir holds a run that can be gone on with."""
     return _find_step(pathlib.Path(workdir).absolute() / _FOLDER / LATEST, LATEST) is not None
+
+
+def check_not_orphaned(workdir: str | pathlib.Path) -> None:
+    """Raises UserError if a workdir has a best checkpoint without the run that it belongs to."""
+    folder = pathlib.Path(workdir).absolute() / _FOLDER
+    if _find_step(folder / BEST, BEST) is not None and not has_latest(workdir):
+        raise UserError(
+            f"{folder / BEST} is left of a run whose latest checkpoint is gone; move or delete "
+            f"{folder}, or choose another --workdir"
+        )
+
+
+def mark_evaluated(workdir: str | pathlib.Path, step: int) -> None:
+    """Notes that the evaluation that is due after `step` took place."""
+    if jax.process_index() == 0:
+        path = pathlib.Path(workdir) / _FOLDER / _EVALUATED
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(f"{step}\n")
+        partial.replace(path)
+
+
+def last_evaluated(workdir: str | pathlib.Path) -> int | None:
+    """The step of the last evaluation that took place, None if there was none."""
+    try:
+        return int((pathlib.Path(workdir) / _FOLDER / _EVALUATED).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def restore_best_metric(workdir: str | pathlib.Path, name: str) -> float | None:
@@ -258,7 +288,8 @@ def _read(step_dir: pathlib.Path, names: tuple[str, ...]) -> Any:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(
-            f"The checkpoint {step_dir} cannot be read ({reason}); delete it or give another one"
+            f"The checkpoint {step_dir} cannot be read ({reason}); give another one, or "
+            "another --workdir"
         ) from error
     finally:
         checkpointer.close()

@@ -118,7 +118,7 @@ class Experiment:
     def _pretrained(self, path: str) -> dict:
         """The top-level parts of the parameter tree that a weights file holds."""
         if pathlib.Path(path).is_dir():
-            return self._restored(path)
+            return self._restored(path).params
         if not pathlib.Path(path).exists():
             raise UserError(f"config.train.init_from: {path} does not exist")
         kind = weights.kind_of(path)
@@ -132,18 +132,32 @@ class Experiment:
         )
         return {"backbone": backbone}
 
-    def trained_params(self, path: str) -> dict:
-        """Parameters of a checkpoint: a published .h5 file, or a folder of this program."""
+    def trained_params(self, path: str) -> tuple[dict, dict]:
+        """Parameters of a published .h5 file or a folder of this program, and facts about them."""
         if path.endswith((".h5", ".hdf5")):
-            return weights.load_checkpoint(path, self.template)
-        return self._restored(path)
+            params = weights.load_checkpoint(path, self.template)
+            if self._anchors_are_assumed():
+                print(
+                    f"warning: {path} does not say with which anchors it was trained, and "
+                    "Visual Genome's are assumed; name the right ones with --config.anchors.file",
+                    file=sys.stderr,
+                )
+            return params, {"checkpoint": path}
+        saved = self._restored(path)
+        return saved.params, {"checkpoint": path, "step": saved.step}
 
-    def _restored(self, path: str) -> dict:
+    def _anchors_are_assumed(self) -> bool:
+        """Whether the anchors are those of the base config, though the dataset is another."""
+        section = self.config.anchors
+        own = kmeans.file_of(self.dataset).is_file() or section.file or section.kind != "kmeans"
+        return self.config.dataset.name != "vg_msdn" and not own
+
+    def _restored(self, path: str) -> checkpoint.Checkpoint:
         saved = checkpoint.restore(path, self.template, prefer=checkpoint.BEST)
         checkpoint.check_metadata(
             saved, self.metadata(self.split(self.config.dataset.train_split)), path
         )
-        return saved.params
+        return saved
 
     def metadata(self, split) -> dict:
         """What a checkpoint says of itself, so that it can be used without the dataset."""
@@ -308,20 +322,26 @@ def run_evaluation(
     """
     experiment = Experiment.open(config, strict)
     split = experiment.split(config.dataset.eval_split, config.test.max_images)
-    params = experiment.trained_params(checkpoint_path or workdir)
+    params, facts = experiment.trained_params(checkpoint_path or workdir)
     task = experiment.task
     scores = fresh_scores(split, config.test.protocols, task)
     suffix = "" if task == "sgdet" else f"_{task}"
-    folder = pathlib.Path(workdir) / "evaluation" / (config.dataset.eval_split + suffix)
+    part = "" if config.test.max_images is None else f"[:{config.test.max_images}]"
+    folder = pathlib.Path(workdir) / "evaluation" / (config.dataset.eval_split + part + suffix)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir: cannot write to {folder} ({error.strerror})") from error
     metrics = experiment.evaluate(params, split, scores, folder / "graphs.jsonl")
     tables = {"per_predicate": scores.per_predicate(split.predicates)}
-    results.write_metrics(folder / "metrics.json", metrics | tables)
+    results.write_metrics(folder / "metrics.json", facts | metrics | tables)
     print(results.format_table(metrics))
     print(f"metrics and scene graphs: {folder / 'metrics.json'}, {folder / 'graphs.jsonl'}")
     for index, graph in enumerate(results.read_results(folder / "graphs.jsonl")):
         if index == config.test.pictures:
             break
-        picture = folder / "pictures" / f"{pathlib.Path(graph['image']).stem}.png"
+        stem = pathlib.PurePath(graph["image"]).stem
+        picture = folder / "pictures" / f"{index:05d}_{stem}.png"
         record = split.record(index)
         about = record["filename"], record["height"], record["width"]
         annotation = to_line(

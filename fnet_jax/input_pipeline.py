@@ -250,6 +250,13 @@ def train_batches(
       UserError: an image fits no bucket (at once), or is damaged (when it is read).
     """
     _check_color_order(color_order)
+    if seed < 0:
+        raise UserError(f"config.seed is {seed}; it must not be negative")
+    if not scales or min(scales) < 1:
+        raise UserError(
+            f"config.image.train_scales is {tuple(scales)}; it needs at least one short side in "
+            "pixels"
+        )
     loader = _Loader(
         split=split,
         batch_size=batch_size,

@@ -1,4 +1,4 @@
-"""The training loop, in the order in which it happens: step, check, evaluate, save.
+"""The training loop, in the order in which it happens: step, check, save, evaluate.
 
 Everything that a step depends on (parameters, optimizer state, step number, data position) is in
 the checkpoint, and random keys follow from the step number. A resumed run therefore repeats, bit
@@ -33,7 +33,8 @@ class FitResult:
       epoch: epochs completed.
       best_metric: best value of the deciding metric (see `train_plan`) in all evaluations; None if
         there was none.
-      interrupted: True if SIGTERM ended the run before its last step (the state is saved).
+      interrupted: True if SIGTERM ended the run before its last step or the evaluation after it
+        (the state is saved).
     """
 
     params: dict[str, Any]
@@ -84,6 +85,7 @@ def fit(
     metadata = dict(metadata or {})
 
     # ---- Where to begin
+    checkpoint_lib.check_not_orphaned(workdir)
     saved = checkpoint_lib.restore_latest(workdir, params)
     source = workdir
     if saved is None and resume_from:
@@ -91,7 +93,12 @@ def fit(
     first_step = saved.step if saved else 0
     # Going on with a finished run starts a fresh learning-rate schedule, as the original does.
     first_epoch = saved.metadata.get("first_epoch", 0) if saved else 0
-    if saved and config.stage == "continue" != saved.stage:
+    fresh_schedule = (
+        saved is not None
+        and config.stage == "continue"
+        and (source != workdir or saved.stage != "continue")
+    )
+    if fresh_schedule:
         first_epoch = saved.epoch
     plan = Plan.from_config(config, num_images, first_epoch)
     metadata |= {"first_epoch": first_epoch, "steps_per_epoch": plan.steps_per_epoch}
@@ -103,6 +110,11 @@ def fit(
         _check_stage(config.stage, saved, source)
         checkpoint_lib.check_metadata(saved, metadata, source)
         _check_epoch_length(plan, saved, source)
+        if fresh_schedule and saved.step >= plan.last_step:
+            raise UserError(
+                f"{source} is at step {saved.step}, and config.train.epochs ends at step "
+                f"{plan.last_step}; raise config.train.epochs to go on"
+            )
         _restore_data_position(batches, saved, source)
         messages.append(f"going on from {source} at step {first_step} of {plan.last_step}")
         optimizer_state = checkpoint_lib.unflatten_state(saved.optimizer, state.optimizer)
@@ -158,12 +170,28 @@ def fit(
             ),
         )
 
+    def evaluate(step: int) -> None:
+        """Evaluates what `step` steps made; it is on disk already, so that nothing can be lost."""
+        nonlocal best_metric, clock
+        metrics = evaluate_fn(train_step.params_of(state))
+        log.evaluation(step, plan.epoch(step), metrics)
+        metric = float(metrics[plan.best_metric])
+        if best_metric is None or metric > best_metric:
+            best_metric = metric
+            save(checkpoint_lib.BEST, step)
+        checkpoint_lib.mark_evaluated(workdir, step)
+        clock = time.perf_counter()
+
     # ---- The loop
     step, interrupted = first_step, False
     functions = build(phase)
     pending = None
     clock, waited = time.perf_counter(), 0.0  # since the last log.step
     with _SigtermRequest() as sigterm, contextlib.closing(log), contextlib.closing(checkpoints):
+        # An evaluation that the end of the program before prevented.
+        owed = saved is not None and source == workdir and plan.evaluates_after(step)
+        if owed and evaluate_fn is not None and checkpoint_lib.last_evaluated(workdir) != step:
+            evaluate(step)
         while step < plan.last_step and not interrupted:
             epoch = plan.epoch(step)
             state, started = train_step.dispatch(
@@ -181,26 +209,22 @@ def fit(
             pending = started
             step += 1
 
-            interrupted = sigterm.stops_at(step) and step < plan.last_step
+            interrupted = sigterm.stops_at(step)
             evaluates = evaluate_fn is not None and plan.evaluates_after(step)
-            if evaluates or interrupted or plan.saves_after(step):
-                # Nothing is evaluated or saved before its own losses are known to be finite.
+            saves = evaluates or interrupted or plan.saves_after(step)
+            if saves:
+                # Nothing is saved before its own losses are known to be finite.
                 settle(pending)
                 pending = None
             if plan.phase(step) != phase:
                 phase = plan.phase(step)
                 functions = build(phase)
                 state = train_step.fresh_state(train_step.params_of(state), phase, plan.optimizer)
-            if evaluates:
-                metrics = evaluate_fn(train_step.params_of(state))
-                log.evaluation(step, plan.epoch(step), metrics)
-                metric = float(metrics[plan.best_metric])
-                if best_metric is None or metric > best_metric:
-                    best_metric = metric
-                    save(checkpoint_lib.BEST, step)
-            if evaluates or interrupted or plan.saves_after(step):
+            if saves:
                 save(checkpoint_lib.LATEST, step)
                 clock = time.perf_counter()
+            if evaluates and not interrupted:
+                evaluate(step)
         if interrupted:
             log.message(f"SIGTERM: saved step {step}; the same command goes on from there")
     return FitResult(train_step.params_of(state), step, plan.epoch(step), best_metric, interrupted)
@@ -222,15 +246,6 @@ def _check_epoch_length(plan: Plan, saved: checkpoint_lib.Checkpoint, source: st
             f"{plan.steps_per_epoch}; use as many devices, config.train.accumulate_steps and "
             "training images as before, or start from its weights with config.train.init_from and "
             "another --workdir"
-        )
-    if (
-        plan.config.stage == "continue"
-        and saved.stage != "continue"
-        and saved.step >= plan.last_step
-    ):
-        raise UserError(
-            f"{source} is at step {saved.step}, and config.train.epochs ends at step "
-            f"{plan.last_step}; raise config.train.epochs to go on"
         )
 
 

@@ -1,6 +1,7 @@
 """The `shapes` builder: draws its own photos, so that a first run needs no download."""
 
 import dataclasses
+import json
 from collections.abc import Iterator
 
 import cv2
@@ -32,6 +33,9 @@ class Shapes(SceneGraphBuilder):
         ShapesConfig(name="default", description="3000 training scenes"),
         ShapesConfig(name="tiny", description="for tests", train=24, validation=4, test=8),
     ]
+
+    def fingerprint(self, source: None) -> str:
+        return json.dumps(dataclasses.asdict(self.builder_config), default=str)
 
     def vocabulary(self, source: None) -> schema.Vocabulary:
         return schema.Vocabulary(
