@@ -178,7 +178,9 @@ def fit(
         metric = float(metrics[plan.best_metric])
         if best_metric is None or metric > best_metric:
             best_metric = metric
-            save(checkpoint_lib.BEST, step)
+            # A kill after the save and before the mark: these very parameters are there already.
+            if checkpoints.step(checkpoint_lib.BEST) != step:
+                save(checkpoint_lib.BEST, step)
         checkpoint_lib.mark_evaluated(workdir, step)
         clock = time.perf_counter()
 

@@ -87,9 +87,19 @@ def test_only_the_newest_of_each_kind_is_kept(workdir):
     assert names == {"latest/30", "best/10"}
     reopened = Checkpoints(workdir)
     assert (reopened.step(LATEST), reopened.step(BEST)) == (30, 10)
-    reopened.save(BEST, make(10, best_metric=0.5))  # a step that is there already
+    for step in (10, 9):
+        with pytest.raises(ValueError, match=f"step {step} does not follow step 10"):
+            reopened.save(BEST, make(step, best_metric=0.5))
     reopened.close()
-    assert checkpoint.restore_best_metric(workdir, "recall") == 0.5
+    assert checkpoint.restore_best_metric(workdir, "recall") == 0.25
+
+
+def test_a_best_checkpoint_without_its_run_is_refused(workdir, tmp_path):
+    checkpoint.check_not_orphaned(workdir)
+    checkpoint.check_not_orphaned(tmp_path / "new")
+    shutil.rmtree(workdir / "checkpoints" / "latest")
+    with pytest.raises(UserError, match="run whose latest checkpoint is gone; move or delete"):
+        checkpoint.check_not_orphaned(workdir)
 
 
 def test_a_workdir_without_checkpoints(tmp_path):

@@ -276,6 +276,58 @@ def test_sigterm_saves_and_stops(tmp_path, plain):
     assert records(tmp_path) == records(workdir)
 
 
+def test_sigterm_at_the_end_of_an_epoch_defers_its_evaluation(tmp_path):
+    """Saved and stopped at once; the same command evaluates first and then goes on."""
+    evaluated = []
+
+    def evaluate(params):
+        evaluated.append(checkpoint.restore_latest(tmp_path).step)
+        return {BEST_METRIC: 0.1}
+
+    hook = lambda position: position == 9 and os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    options = {"fit_options": {"evaluate_fn": evaluate}}
+    stopped = run(tmp_path, batch_options={"hook": hook}, **options)
+    assert stopped.interrupted and stopped.step == 10 and not evaluated
+    result = run(tmp_path, **options)
+    assert evaluated == [10, 20] and result.best_metric == 0.1
+    assert [e["step"] for e in records(tmp_path, "eval_log.jsonl")] == [10, 20]
+    run(tmp_path, **options)
+    assert evaluated == [10, 20], "nothing is owed any more"
+
+
+def test_a_failed_evaluation_loses_no_training(tmp_path):
+    def fail(params):
+        raise UserError("image 7.jpg is damaged")
+
+    with pytest.raises(UserError, match="damaged"):
+        run(tmp_path, eval_every_epochs=0, fit_options={"evaluate_fn": fail})
+    assert checkpoint.restore_latest(tmp_path).step == 20
+    result = run(tmp_path, fit_options={"evaluate_fn": lambda _: {BEST_METRIC: 0.3}})
+    assert (result.step, result.best_metric) == (20, 0.3)
+    assert checkpoint.restore(tmp_path, prefer=checkpoint.BEST).step == 20
+
+
+def test_each_continued_run_starts_a_fresh_schedule(tmp_path):
+    rates = []
+    previous = None
+    for name, stage, epochs in (("a", "from_rpn", 2), ("b", "continue", 4), ("c", "continue", 6)):
+        options = {"stage": stage, "lr_decay_epochs": 1, "learning_rate": 0.01}
+        if previous:
+            with pytest.raises(UserError, match=r"raise config\.train\.epochs to go on"):
+                run(
+                    tmp_path / name,
+                    epochs=epochs - 2,
+                    fit_options={"resume_from": str(tmp_path / previous)},
+                    **options,
+                )
+        resumed = {"resume_from": str(tmp_path / previous)} if previous else {}
+        run(tmp_path / name, epochs=epochs, fit_options=resumed, **options)
+        rates.append([record["learning_rate"] for record in records(tmp_path / name)])
+        previous = name
+    expected = [0.01] * 10 + [0.001] * 10
+    np.testing.assert_allclose(rates, [expected] * 3, rtol=1e-9)
+
+
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
 def test_non_finite_term_stops_the_run(tmp_path, accumulate_steps):
     index = int(np.random.default_rng(0).permutation(10)[5])  # the sixth image of the run
