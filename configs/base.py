@@ -131,6 +131,9 @@ def get_config() -> ConfigDict:
             "relation_batch": 512,
             "relation_foreground_fraction": 0.5,
             "subgraph_nms": 0.5,
+            # Of several predicates annotated for a pair: "last", as published, or one at "random".
+            "pair_predicate": "last",
+            "overlapping_pairs_only": False,  # leave out relationships of boxes that do not overlap
             "class_weights": True,
             "loss_weights": ConfigDict(
                 {

@@ -284,6 +284,8 @@ def run_training(config, workdir: str, strict: bool = False) -> train.FitResult:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_workers=config.dataset.num_workers,
+        pair_predicate=config.train.pair_predicate,
+        overlapping_pairs_only=config.train.overlapping_pairs_only,
     )
     # A run that goes on needs the shapes of its parameters only.
     started = checkpoint.has_latest(workdir)

@@ -22,7 +22,7 @@ from fnet_jax.errors import UserError
 __all__ = ["Split", "TrainBatches", "eval_batches", "steps_per_epoch", "train_batches"]
 
 # Streams of random numbers that must not coincide.
-_SHUFFLE, _SCALE = 0, 1
+_SHUFFLE, _SCALE, _PREDICATE = 0, 1, 2
 
 
 def steps_per_epoch(num_images: int, global_batch_size: int) -> int:
@@ -35,12 +35,14 @@ class _Plan:
     """What one process loads for one step; entries of all lists are parallel.
 
     Attributes:
+      positions: global positions of the images.
       indices: positions in the split.
       factors: resize factors.
       valid: False for fillers of the last batch.
       bucket: (height, width) of the padded images, the same in all processes of the step.
     """
 
+    positions: np.ndarray
     indices: np.ndarray
     factors: np.ndarray
     valid: np.ndarray
@@ -64,6 +66,8 @@ class _Loader:
     color_order: str
     process_index: int
     process_count: int
+    pair_predicate: str = "last"
+    overlapping_pairs_only: bool = False
 
     @property
     def global_batch_size(self) -> int:
@@ -99,14 +103,16 @@ class _Loader:
         own = slice(
             self.process_index * self.batch_size, (self.process_index + 1) * self.batch_size
         )
-        return _Plan(indices[own], factors[own], valid[own], bucket)
+        return _Plan(positions[own], indices[own], factors[own], valid[own], bucket)
 
     def load(self, position: int) -> dict[str, np.ndarray]:
         """The batch of this process for the step that begins at global position `position`."""
         plan = self.plan(int(position))
         examples = [
-            self._example(int(index), float(factor), plan.bucket)
-            for index, factor in zip(plan.indices, plan.factors, strict=True)
+            self._example(int(position), int(index), float(factor), plan.bucket)
+            for position, index, factor in zip(
+                plan.positions, plan.indices, plan.factors, strict=True
+            )
         ]
         batch = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
         # A filler's index names no image, so that counting one fails instead of passing unseen.
@@ -114,7 +120,7 @@ class _Loader:
         batch["valid"] = plan.valid
         return batch
 
-    def _example(self, index: int, factor: float, bucket: tuple[int, int]) -> dict:
+    def _example(self, position: int, index: int, factor: float, bucket: tuple[int, int]) -> dict:
         record, image = self.split.load(index, self.color_order)
         image = image_ops.resize(image, factor)
         height, width = image.shape[:2]
@@ -123,9 +129,14 @@ class _Loader:
         boxes[:count] = record["boxes"] * factor
         classes = np.zeros(capacity, np.int32)
         classes[:count] = record["classes"]
+        rows = record["relationships"]
+        if self.overlapping_pairs_only:
+            rows = rows[_overlap(record["boxes"], rows)]
+        if self.pair_predicate == "random":
+            rows = np.random.default_rng([self.seed, _PREDICATE, position]).permutation(rows)
         relationships = np.zeros((capacity, capacity), np.int32)
         # A pair may be annotated more than once; the last annotation wins (protocol of F-Net).
-        for subject, object_, predicate in record["relationships"]:
+        for subject, object_, predicate in rows:
             relationships[subject, object_] = predicate
         info = (height, width, factor, record["height"], record["width"])
         return {
@@ -225,6 +236,8 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_workers: int = 0,
+    pair_predicate: str = "last",
+    overlapping_pairs_only: bool = False,
 ) -> TrainBatches:
     """Endless training batches of one process, each image resized to one of `scales` at random.
 
@@ -238,6 +251,9 @@ def train_batches(
       color_order: "bgr" or "rgb".
       process_index, process_count: which part of each global batch is read.
       num_workers: processes that read ahead; 0 reads in the calling process.
+      pair_predicate: which of several predicates of an ordered pair is given: the "last" annotated
+        one, or one drawn at "random" each time (an often repeated one more often).
+      overlapping_pairs_only: leaves out relationships of two boxes that have no pixel in common.
 
     Returns:
       An iterator of dicts: image (B, H, W, 3) uint8, zero outside the valid size; im_info (B, 5)
@@ -257,7 +273,13 @@ def train_batches(
             f"config.image.train_scales is {tuple(scales)}; it needs at least one short side in "
             "pixels"
         )
+    if pair_predicate not in ("last", "random"):
+        raise UserError(
+            f"config.train.pair_predicate is {pair_predicate!r}; it must be 'last' or 'random'"
+        )
     loader = _Loader(
+        pair_predicate=pair_predicate,
+        overlapping_pairs_only=overlapping_pairs_only,
         split=split,
         batch_size=batch_size,
         seed=seed,
@@ -304,6 +326,14 @@ def eval_batches(
     )
     loader.check_buckets()
     return _Reader(loader, range(0, len(split), loader.global_batch_size), num_workers)
+
+
+def _overlap(boxes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(m,) bool: whether the two boxes of each (subject, object, predicate) row overlap."""
+    subjects, objects = boxes[rows[:, 0]], boxes[rows[:, 1]]
+    low = np.maximum(subjects[:, :2], objects[:, :2])
+    high = np.minimum(subjects[:, 2:], objects[:, 2:])
+    return (low <= high).all(axis=1)
 
 
 def _check_color_order(color_order: str) -> None:

@@ -195,6 +195,39 @@ def test_color_order(odd):
         evaluation(odd, color_order="hsv")
 
 
+def test_one_of_several_predicates(odd):
+    """The last one of a pair, or each of its annotations equally often."""
+    options = {"batch_size": 1, "buckets": ((256, 256),)}
+
+    def predicates(**changes):
+        batches = itertools.islice(training(odd, **options, **changes), 600)
+        tables = [b["gt_relationships"][0] for b in batches if b["image_index"][0] == 0]
+        return np.array([[t[0, 1], t[1, 1], t[2, 0]] for t in tables])
+
+    assert (predicates() == [2, 2, 2]).all()
+    drawn = predicates(pair_predicate="random")
+    assert (drawn[:, 1:] == 2).all()
+    counts = np.bincount(drawn[:, 0], minlength=4)[1:]
+    assert counts.sum() == len(drawn) == 200 and counts.min() > 40
+    np.testing.assert_array_equal(drawn, predicates(pair_predicate="random"))
+    with pytest.raises(UserError, match=r"pair_predicate is 'first'"):
+        training(odd, pair_predicate="first", **options)
+
+
+def test_overlapping_pairs_only(odd):
+    options = {"batch_size": 1, "buckets": ((256, 256),), "overlapping_pairs_only": True}
+    batch = next(b for b in training(odd, **options) if b["image_index"][0] == 0)
+    # Objects 2 and 0 have no pixel in common.
+    found = np.argwhere(batch["gt_relationships"][0] > 0).tolist()
+    assert found == [[0, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("changes", [{"seed": -1}, {"scales": ()}, {"scales": (0,)}])
+def test_impossible_settings(odd, changes):
+    with pytest.raises(UserError, match=r"config\.(seed|image\.train_scales)"):
+        training(odd, **changes)
+
+
 def test_smallest_bucket_is_chosen(turned):
     for batch in evaluation(turned, buckets=BUCKETS, max_size=160):
         height = batch["im_info"][0, 0]
