@@ -168,6 +168,7 @@ def get_config() -> ConfigDict:
             "object_nms": placeholder(float),  # class-aware NMS threshold; None = off
             "triplet_nms": 0.4,
             "predicates_per_pair": 10,
+            "self_pairs": True,  # triplets of an object with itself, as published (VRD has some)
             "max_candidates": 10000,  # best triplets before triplet NMS
             "max_triplets": 100,
             "max_images": placeholder(int),  # evaluate only the first so many

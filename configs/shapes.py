@@ -58,4 +58,5 @@ def get_config():
     test = config.test
     test.pre_nms, test.post_nms, test.max_objects = 1000, 64, 32
     test.nms_threshold = 0.7
+    test.self_pairs = False  # No drawn object is related to itself.
     return config

@@ -6,6 +6,10 @@
 Published with the original code: relationship recall@50 19.807, @100 25.488
 (paper: relationship recall@50 19.88, phrase recall@50 26.91).
 
+The anchors are part of the recipe: F-Net's `kmeans_anchors.json` for this dataset, put beside its
+annotations before it is built, or clustered anew with --mode anchors. Without either they are those
+of Visual Genome.
+
 The proposal network can be trained first (its own recipe: 12 epochs, a step every 3), with the
 same command and
 

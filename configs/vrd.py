@@ -6,6 +6,10 @@
 Published with the original code: relationship recall@50 19.453, @100 24.640
 (paper: relationship recall@50 18.32, phrase recall@50 26.03).
 
+The anchors are part of the recipe: F-Net's `kmeans_anchors.json` for this dataset, put beside its
+annotations before it is built, or clustered anew with --mode anchors. Without either they are those
+of Visual Genome.
+
 The proposal network can be trained first (its own recipe: 15 epochs, a step every 5), with the
 same command and
 

@@ -176,6 +176,7 @@ def test_options(config, sgb_rankings: bool = False) -> TestOptions:
         subgraph_nms=t.subgraph_nms,
         use_gt_boxes=t.use_gt_boxes,
         use_gt_labels=t.use_gt_labels,
+        self_pairs=t.self_pairs,
         sgb_rankings=sgb_rankings,
         duplicate_removal=config.model.duplicate_removal,
         object_nms=t.object_nms,

@@ -39,6 +39,7 @@ class TestOptions:
     subgraph_nms: float = 0.5
     use_gt_boxes: bool = False
     use_gt_labels: bool = False
+    self_pairs: bool = True  # whether an object may be related to itself
     sgb_rankings: bool = False  # also rank triplets as the SGB protocol does
     duplicate_removal: bool = True
     object_nms: float | None = None
@@ -209,14 +210,14 @@ def detect(model: FactorizableNet, params, example: dict, options: TestOptions) 
         max_triplets=options.max_triplets,
         triplet_threshold=None if options.use_gt_boxes else options.triplet_nms,
     )
+    others = pairs.replace(mask=pairs.mask & (pairs.subjects != pairs.objects))
     triplets = rank(
-        pairs,
+        pairs if options.self_pairs else others,
         predicates_per_pair=options.predicates_per_pair,
         predicate_only=options.use_gt_boxes,
     )
     constrained = unconstrained = None
     if options.sgb_rankings:
-        others = pairs.replace(mask=pairs.mask & (pairs.subjects != pairs.objects))
         constrained = rank(others, predicates_per_pair=1, predicate_only=False)
         unconstrained = rank(
             others, predicates_per_pair=predicate_probs.shape[1] - 1, predicate_only=False

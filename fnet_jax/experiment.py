@@ -186,12 +186,17 @@ class Experiment:
             num_workers=self.config.dataset.num_workers,
         )
 
-    @functools.cache  # noqa: B019 - an experiment lives as long as the program
-    def _detect(self, sgb_rankings: bool):
-        """Detection on every local device; one compiled program per image size."""
-        options = builder.test_options(self.config, sgb_rankings)
-        run = functools.partial(detect, self.model, options=options)
-        return jax.pmap(run, in_axes=(None, 0), devices=jax.local_devices())
+    @functools.cached_property
+    def _detect(self):
+        """sgb_rankings -> detection on every local device; one program for each image size."""
+
+        @functools.cache
+        def compiled(sgb_rankings: bool):
+            options = builder.test_options(self.config, sgb_rankings)
+            run = functools.partial(detect, self.model, options=options)
+            return jax.pmap(run, in_axes=(None, 0), devices=jax.local_devices())
+
+        return compiled
 
     @property
     def task(self) -> str:

@@ -15,6 +15,7 @@ influence on a metric.
 """
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -28,6 +29,11 @@ VERSION = 1
 RANKINGS = ("fnet", "sgb", "sgb_unconstrained")
 
 _SCORE_DIGITS = 6
+
+# Quotes wrong values in messages: however long or deep they are, in one short line.
+_QUOTES = reprlib.Repr()
+_QUOTES.maxlevel, _QUOTES.maxlist, _QUOTES.maxdict = 2, 5, 2
+_QUOTES.maxstring, _QUOTES.maxlong, _QUOTES.maxother = 60, 30, 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +180,9 @@ class LineReader:
         """
         if not isinstance(line, dict):
             raise UserError("it is not a JSON object")
-        if line.get("schema") != SCHEMA or line.get("version") != VERSION:
+        version = line.get("version")
+        # JSON's true and 1.0 are not the version 1, though Python calls them equal.
+        if line.get("schema") != SCHEMA or type(version) is not int or version != VERSION:
             raise UserError(f'it needs "schema": {SCHEMA!r} and "version": {VERSION}')
         image = _field(line, "image", str, "it")
         objects = _field(line, "objects", list, "it")
@@ -198,23 +206,33 @@ class LineReader:
         where = f"object {index}"
         name = _field(item, "class", str, where)
         if name not in self._classes:
-            raise UserError(f"{where} has the class {name!r}, which the dataset does not have")
+            raise UserError(
+                f"{where} has the class {quoted(name)}, which the dataset does not have"
+            )
         box = _field(item, "box", list, where)
         if len(box) != 4 or not all(map(_is_number, box)) or box[2] < box[0] or box[3] < box[1]:
-            raise UserError(f"{where} has the box {box}, not [x1, y1, x2, y2] in pixels")
+            raise UserError(f"{where} has the box {quoted(box)}, not [x1, y1, x2, y2] in pixels")
         return self._classes[name], box, _score(item, where)
 
     def _triplet(self, item: object, index: int, count: int) -> tuple[tuple[int, int, int], float]:
         where = f"triplet {index}"
         name = _field(item, "predicate", str, where)
         if name not in self._predicates:
-            raise UserError(f"{where} has the predicate {name!r}, which the dataset does not have")
+            raise UserError(
+                f"{where} has the predicate {quoted(name)}, which the dataset does not have"
+            )
         ends = [_field(item, role, int, where) for role in ("subject", "object")]
         if not all(0 <= end < count for end in ends):
             raise UserError(
-                f"{where} relates object {ends[0]} to {ends[1]}, but there are {count} objects"
+                f"{where} relates object {quoted(ends[0])} to {quoted(ends[1])}, but there are "
+                f"{count} objects"
             )
         return (*ends, self._predicates[name]), _score(item, where)
+
+
+def quoted(value: object) -> str:
+    """A value from a line as an error message shows it: shortened, printable, without line ends."""
+    return _QUOTES.repr(value)
 
 
 def _field(item: object, name: str, kind: type, where: str):
@@ -222,7 +240,7 @@ def _field(item: object, name: str, kind: type, where: str):
     # JSON's true is no number, but Python's is.
     if not isinstance(value, kind) or isinstance(value, bool):
         wanted = {str: "a string", list: "a list", int: "an integer"}[kind]
-        raise UserError(f"{where} needs {name!r} to be {wanted}, not {value!r}"[:300])
+        raise UserError(f"{where} needs {name!r} to be {wanted}, not {quoted(value)}")
     return value
 
 
@@ -233,7 +251,7 @@ def _is_number(value: object) -> bool:
 def _score(item: dict, where: str) -> float:
     score = item.get("score", 1.0)
     if not _is_number(score):
-        raise UserError(f"{where} has the score {score!r}, which is no finite number")
+        raise UserError(f"{where} has the score {quoted(score)}, which is no finite number")
     return score
 
 

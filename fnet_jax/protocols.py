@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 
 from fnet_jax.errors import UserError
@@ -14,6 +15,10 @@ PROTOCOLS = ("fnet", "sgb")
 # F-Net's own choice of triplets from a longer list.
 _PREDICATES_PER_PAIR = 10
 _TRIPLET_NMS = 0.4
+_MIN_SLOTS = 128
+
+# Compiled: without it every image would trace the loop anew, which takes most of a second.
+_triplet_nms = jax.jit(triplet_nms, static_argnames=("iou_threshold", "max_output"))
 
 
 def task_of(use_gt_boxes: bool, use_gt_labels: bool) -> str:
@@ -62,10 +67,11 @@ class Scores:
         """
         boxes, classes = record["boxes"], record["classes"]
         if self.task != "sgdet":
-            _check_given(boxes, prediction, self.task)
+            _check_given(boxes, classes, prediction, self.task)
         for name, state in self.states.items():
             if name == "fnet":
-                found = _fnet_triplets(prediction, thin=self.task == "sgdet")
+                count = max(state.top_ns)
+                found = _fnet_triplets(prediction, count, thin=self.task == "sgdet")
                 state.update(boxes, classes, record["relationships"], found)
             else:
                 state.update(boxes, classes, record["relationships"], _sgb_rankings(prediction))
@@ -101,26 +107,30 @@ class Scores:
         }
 
 
-def _check_given(boxes: np.ndarray, prediction: Prediction, task: str) -> None:
+def _check_given(boxes: np.ndarray, classes: np.ndarray, prediction: Prediction, task: str) -> None:
     related = np.unique(prediction.triplets[:, :2])
     given = len(boxes)
     same = len(related) == 0 or (
-        related[-1] < given and np.allclose(prediction.boxes[related], boxes[related], atol=1.0)
+        related[-1] < given
+        and np.allclose(prediction.boxes[related], boxes[related], atol=1.0)
+        and (task != "predcls" or np.array_equal(prediction.classes[related], classes[related]))
     )
     if not same:
+        what = "boxes and classes" if task == "predcls" else "boxes"
         raise UserError(
-            f"task {task} gives the {given} annotated boxes, so that related objects must be "
+            f"task {task} gives the {given} annotated {what}, so that related objects must be "
             "these, in the order of the annotation"
         )
 
 
-def _fnet_triplets(prediction: Prediction, thin: bool) -> Triplets:
+def _fnet_triplets(prediction: Prediction, count: int, thin: bool) -> Triplets:
+    """The first `count` triplets that F-Net's protocol looks at; `thin` allows triplet NMS."""
     rows = prediction.ranked("fnet")
     if "fnet" not in prediction.rankings:
         rows = _first_predicates(rows)
         if thin and len(rows):
-            rows = _thinned(prediction, rows)
-    subjects, objects, predicates = rows.T
+            rows = _thinned(prediction, rows, count)
+    subjects, objects, predicates = rows[:count].T
     return Triplets(
         subject_classes=prediction.classes[subjects],
         predicates=predicates,
@@ -142,19 +152,20 @@ def _first_predicates(rows: np.ndarray) -> np.ndarray:
     return rows[np.sort(order[place < _PREDICATES_PER_PAIR])]
 
 
-def _thinned(prediction: Prediction, rows: np.ndarray) -> np.ndarray:
-    """What triplet NMS leaves of ranked rows."""
-    slots = 1 << (len(rows) - 1).bit_length()  # A few sizes, so that few programs are compiled.
+def _thinned(prediction: Prediction, rows: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` of what triplet NMS leaves of ranked rows."""
+    # A few sizes, so that few programs are compiled.
+    slots = max(_MIN_SLOTS, 1 << (len(rows) - 1).bit_length())
     padded = np.pad(rows, ((0, slots - len(rows)), (0, 0)))
     subjects, objects, predicates = padded.T
-    kept = triplet_nms(
+    kept = _triplet_nms(
         prediction.boxes[subjects],
         prediction.boxes[objects],
         prediction.classes[subjects].astype(np.int32),
         predicates.astype(np.int32),
         prediction.classes[objects].astype(np.int32),
-        _TRIPLET_NMS,
-        slots,
+        iou_threshold=_TRIPLET_NMS,
+        max_output=min(slots, count),
         mask=np.arange(slots) < len(rows),
     )
     return rows[np.asarray(kept.indices)[np.asarray(kept.mask)]]
@@ -162,9 +173,9 @@ def _thinned(prediction: Prediction, rows: np.ndarray) -> np.ndarray:
 
 def _sgb_rankings(prediction: Prediction) -> RankedPairs:
     unconstrained = prediction.ranked("sgb_unconstrained")
-    constrained = (
-        prediction.ranked("sgb") if "sgb" in prediction.rankings else one_per_pair(unconstrained)
-    )
+    ranked = prediction.ranked("sgb") if "sgb" in prediction.rankings else unconstrained
+    # A ranking of unknown origin is not taken at its word.
+    constrained = one_per_pair(ranked)
     return RankedPairs(prediction.boxes, prediction.classes, constrained, unconstrained)
 
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from fnet_jax.datasets.split import Split
 from fnet_jax.errors import UserError
-from fnet_jax.predictions import LineReader
+from fnet_jax.predictions import LineReader, quoted
 from fnet_jax.protocols import Scores
 
 
@@ -43,11 +43,12 @@ def score_file(path: str | os.PathLike, split: Split, scores: Scores) -> dict[st
                     image, prediction = reader.read(_decoded(text))
                     if image not in positions:
                         raise UserError(
-                            f"the image {image!r} is not in split {split.name} of {split.dataset}"
+                            f"the image {quoted(image)} is not in split {split.name} of "
+                            f"{split.dataset}"
                         )
                     index = positions[image]
                     if scored[index]:
-                        raise UserError(f"the image {image!r} was predicted before")
+                        raise UserError(f"the image {quoted(image)} was predicted before")
                     scores.update(split.record(index), prediction)
                 except UserError as error:
                     raise UserError(f"{path}, line {number}: {error}") from error

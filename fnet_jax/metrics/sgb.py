@@ -25,7 +25,7 @@ class RankedPairs(NamedTuple):
 def one_per_pair(triplets: np.ndarray) -> np.ndarray:
     """Of ranked (T, 3) rows (subject, object, predicate), the first of each ordered pair."""
     rows = np.asarray(triplets, np.int64).reshape(-1, 3)
-    _, first = np.unique(rows[:, :2], axis=0, return_index=True)
+    _, first = np.unique((rows[:, 0] << 32) | rows[:, 1], return_index=True)
     return rows[np.sort(first)]
 
 
@@ -118,7 +118,11 @@ class SGBRecall:
           predicted: with given boxes (sgcls, predcls), object i is the annotated object i.
         """
         annotated = np.asarray(relationships, np.int64).reshape(-1, 3)
-        if not len(annotated) or not len(predicted.unconstrained):
+        constrained, unconstrained = (
+            np.asarray(rows, np.int64).reshape(-1, 3)
+            for rows in (predicted.constrained, predicted.unconstrained)
+        )
+        if not len(annotated) or not (len(constrained) or len(unconstrained)):
             return
         gt_boxes = np.asarray(gt_boxes, np.float64).reshape(-1, 4)
         gt_classes = np.asarray(gt_classes)
@@ -128,20 +132,19 @@ class SGBRecall:
             gt_classes[:, None] == np.asarray(predicted.classes)
         )
 
-        def matches(triplets: np.ndarray) -> np.ndarray:
-            s, o, p = np.asarray(triplets, np.int64).reshape(-1, 3).T
-            return (  # (m, T)
+        def found_by(triplets: np.ndarray) -> np.ndarray:
+            s, o, p = triplets[: max(self.top_ks)].T
+            return self._found(  # (m, K) bool
                 stands_for[subjects[:, None], s]
                 & stands_for[objects[:, None], o]
                 & (predicates[:, None] == p)
             )
 
-        found = self._found(matches(predicted.constrained))  # (m, K) bool
-        unconstrained = self._found(matches(predicted.unconstrained))
+        found = found_by(constrained)
         self.images += 1
         self.annotated += len(annotated)
         self.recall += found.mean(axis=0)
-        self.unconstrained_recall += unconstrained.mean(axis=0)
+        self.unconstrained_recall += found_by(unconstrained).mean(axis=0)
 
         occurring, index, counts = np.unique(predicates, return_inverse=True, return_counts=True)
         hits = np.zeros((len(occurring), len(self.top_ks)))
@@ -158,8 +161,8 @@ class SGBRecall:
 
         if self.task != "sgdet":
             pairs = {tuple(pair) for pair in annotated[:, :2].tolist()}
-            on_pair = [tuple(row) in pairs for row in predicted.constrained[:, :2].tolist()]
-            self.pair_hits += self._found(matches(predicted.constrained[on_pair])).sum(axis=0)
+            on_pair = [tuple(row) in pairs for row in constrained[:, :2].tolist()]
+            self.pair_hits += found_by(constrained[np.array(on_pair, bool)]).sum(axis=0)
 
     def merge(self, other: "SGBRecall") -> None:
         """Adds the images of another state that was made with the same arguments."""
