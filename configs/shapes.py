@@ -45,8 +45,8 @@ def get_config():
     train.frozen_backbone_layers = 0
     train.backbone_lr_factor = 1.0
     train.optimizer = "adam"
-    train.learning_rate, train.lr_decay = 8e-4, 0.2
-    train.epochs, train.lr_decay_epochs = 2, 1
+    train.learning_rate, train.lr_schedule = 8e-4, "cosine"
+    train.epochs = 2
     train.weight_decay = 1e-5
     train.object_batch, train.relation_batch = 40, 80
     train.class_weights = False
