@@ -25,6 +25,6 @@ def get_config():
     config.test.min_size = 4.0
     config.rpn_train.batch_size = 256
     config.test.post_nms, config.test.max_objects = 100, 40
-    config.train.epochs, config.train.lr_decay_epochs = 400, 300
+    config.train.epochs = 400
     config.train.eval_every_epochs = 100
     return config

@@ -26,9 +26,10 @@ def get_config():
     config.anchors.ratios = ratios * len(sides)
     config.rpn_train.min_size = config.test.min_size = 8.0
     config.test.post_nms, config.test.max_objects = 100, 40
+    config.test.self_pairs = True
     config.train.object_batch, config.train.relation_batch = 64, 128
     config.model.subgraph_capacities = (64, 128, 256)
-    config.train.epochs, config.train.lr_decay_epochs = 2, 1
+    config.train.epochs = 2
     config.train.eval_every_epochs = 1
     config.train.eval_images = 200
     return config
