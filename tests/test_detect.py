@@ -53,9 +53,13 @@ def assert_finite(tree):
 
 
 def assert_same_graph(actual, expected):
-    for field in dataclasses.fields(expected):
-        a, b = getattr(actual, field.name), getattr(expected, field.name)
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=field.name)
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    leaves = zip(
+        jax.tree.leaves(actual), jax.tree_util.tree_leaves_with_path(expected), strict=True
+    )
+    for a, (path, b) in leaves:
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def no_objects(**changes):
@@ -175,6 +179,44 @@ def test_given_boxes(network):
     assert not neither.roi_mask.any()
     assert not neither.triplet_mask.any()
     assert_finite(neither)
+
+
+def rows(triplets, mask=None):
+    """(subject, object, predicate) of the triplets in use, in rank order."""
+    used = triplets.mask if mask is None else mask
+    columns = triplets.subjects, triplets.objects, triplets.predicates
+    return list(zip(*(column[used].tolist() for column in columns), strict=True))
+
+
+def test_rankings_of_the_sgb_protocol(network):
+    """The best predicate of each pair, and all of them: by the product of three scores."""
+    options = dataclasses.replace(
+        OPTIONS, sgb_rankings=True, self_pairs=False, triplet_nms=None, max_triplets=400
+    )
+    graph = detected(network, example(), options)
+    free, constrained = rows(graph.unconstrained), rows(graph.constrained)
+    used = np.flatnonzero(graph.object_mask)
+    pairs = {(s, o) for s in used for o in used if s != o}
+    assert set(free) == {(s, o, p) for s, o in pairs for p in range(1, PREDICATES)}
+    best = {}
+    for subject, object_, predicate in free:
+        best.setdefault((subject, object_), predicate)
+    assert constrained == [(*pair, predicate) for pair, predicate in best.items()]
+    assert free == rows(graph, graph.triplet_mask), "F-Net's own list, as nothing is thinned"
+    assert (np.diff(graph.unconstrained.scores) <= 0).all()
+
+
+def test_given_labels(network):
+    options = dataclasses.replace(OPTIONS, use_gt_boxes=True, use_gt_labels=True, sgb_rankings=True)
+    image = example()
+    graph = detected(network, image, options)
+    np.testing.assert_array_equal(graph.classes[:2], image["gt_classes"][:2])
+    np.testing.assert_array_equal(graph.scores[:2], [1.0, 1.0])
+    # With certain objects the product of scores is the predicate's probability.
+    assert {(s, o) for s, o, _ in rows(graph.constrained)} == {(0, 1), (1, 0)}
+    fnet = dict(zip(rows(graph, graph.triplet_mask), graph.triplet_scores.tolist(), strict=False))
+    for row, score in zip(rows(graph.unconstrained), graph.unconstrained.scores, strict=False):
+        assert score == pytest.approx(fnet[row], rel=1e-6)
 
 
 TRAIN_OPTIONS = TrainOptions(
