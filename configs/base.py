@@ -166,7 +166,7 @@ def get_config() -> ConfigDict:
             "use_gt_boxes": False,
             "use_gt_labels": False,
             "object_nms": placeholder(float),  # class-aware NMS threshold; None = off
-            "triplet_nms": 0.4,
+            "triplet_nms": 0.4,  # 1.0 = off
             "predicates_per_pair": 10,
             "self_pairs": True,  # triplets of an object with itself, as published (VRD has some)
             "max_candidates": 10000,  # best triplets before triplet NMS

@@ -218,7 +218,11 @@ def detect(model: FactorizableNet, params, example: dict, options: TestOptions) 
     )
     constrained = unconstrained = None
     if options.sgb_rankings:
-        constrained = rank(others, predicates_per_pair=1, predicate_only=False)
+        # With given boxes A@K counts on annotated pairs alone, however low they rank.
+        longest = others.mask.size if options.use_gt_boxes else options.max_triplets
+        constrained = rank(
+            others, predicates_per_pair=1, predicate_only=False, max_triplets=longest
+        )
         unconstrained = rank(
             others, predicates_per_pair=predicate_probs.shape[1] - 1, predicate_only=False
         )

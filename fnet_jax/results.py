@@ -6,6 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Mapping
 
+from fnet_jax.errors import UserError
 from fnet_jax.metrics import FNetRecall
 from fnet_jax.metrics.sgb import TERTILES
 from fnet_jax.protocols import RULES
@@ -51,12 +52,17 @@ def write_metrics(path: str | os.PathLike, metrics: Mapping) -> None:
 
     Raises:
       ValueError: a metric is not finite.
+      UserError: the file cannot be written.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     partial = _partial(path)
-    partial.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror})") from error
 
 
 def format_table(metrics: Mapping) -> str:

@@ -206,6 +206,13 @@ def test_rankings_of_the_sgb_protocol(network):
     assert (np.diff(graph.unconstrained.scores) <= 0).all()
 
 
+def test_given_boxes_are_all_paired_for_pair_accuracy(network):
+    options = dataclasses.replace(OPTIONS, use_gt_boxes=True, sgb_rankings=True, max_triplets=1)
+    graph = detected(network, example(), options)
+    assert len(rows(graph, graph.triplet_mask)) == len(rows(graph.unconstrained)) == 1
+    assert {row[:2] for row in rows(graph.constrained)} == {(0, 1), (1, 0)}
+
+
 def test_given_labels(network):
     options = dataclasses.replace(OPTIONS, use_gt_boxes=True, use_gt_labels=True, sgb_rankings=True)
     image = example()

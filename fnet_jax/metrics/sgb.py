@@ -54,7 +54,7 @@ class TrainingStatistics:
 
 
 class SGBRecall:
-    """R, ngR, mR, zR and A at K as Scene-Graph-Benchmark defines them (sgg-protocols, section 1).
+    """R, ngR, mR, zR and A at K as Scene-Graph-Benchmark defines them (docs/protocols.md).
 
     A triplet finds an annotation if all three classes are right and both boxes overlap theirs by
     IoU >= 0.5 (inclusive pixels); it may find several, and a repeated annotation counts each time.
@@ -154,7 +154,10 @@ class SGBRecall:
         self.predicate_annotated[occurring] += counts
 
         classes = np.stack([gt_classes[subjects], predicates, gt_classes[objects]], axis=1)
-        unseen = ~np.isin(_codes(classes), self._seen)
+        codes = _codes(classes)
+        # Sorted, so that a lookup does not go through all of them (as np.isin does).
+        first, last = (np.searchsorted(self._seen, codes, side) for side in ("left", "right"))
+        unseen = first == last
         if unseen.any():
             self.zero_shot_images += 1
             self.zero_shot_recall += found[unseen].mean(axis=0)
