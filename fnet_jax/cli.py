@@ -78,24 +78,24 @@ def _check_flags_of_mode(mode: str) -> None:
 
 def _run() -> None:
     # Imported late: a mistyped flag should not wait for datasets and checkpoints to load.
-    from fnet_jax import experiment
+    from fnet_jax import modes
     from fnet_jax.protocols import check_protocols
 
     config = _CONFIG.value
     if _PROTOCOL.value is not None:
         config.test.protocols = check_protocols(_PROTOCOL.value)
     if _MODE.value == "train":
-        result = experiment.run_training(config, _WORKDIR.value, _STRICT.value)
+        result = modes.run_training(config, _WORKDIR.value, _STRICT.value)
         best = "" if result.best_metric is None else f", best recall@50 {result.best_metric:.1%}"
         print(f"trained to step {result.step}{best}; checkpoints in {_WORKDIR.value}")
     elif _MODE.value == "eval":
-        experiment.run_evaluation(config, _WORKDIR.value, _CHECKPOINT.value, _STRICT.value)
+        modes.run_evaluation(config, _WORKDIR.value, _CHECKPOINT.value, _STRICT.value)
     elif _MODE.value == "score":
-        experiment.run_scoring(config, _PREDICTIONS.value, _WORKDIR.value)
+        modes.run_scoring(config, _PREDICTIONS.value, _WORKDIR.value)
     elif _MODE.value == "data":
-        experiment.run_data_report(config, _STRICT.value)
+        modes.run_data_report(config, _STRICT.value)
     else:
-        experiment.run_anchors(config)
+        modes.run_anchors(config)
 
 
 def main(argv: list[str] | None = None) -> int:

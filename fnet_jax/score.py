@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
@@ -32,30 +33,23 @@ def score_file(path: str | os.PathLike, split: Split, scores: Scores) -> dict[st
     positions = {name: index for index, name in enumerate(split.filenames)}
     reader = LineReader(split.object_classes, split.predicates)
     scored = bytearray(len(split))
-    try:
-        # disable=None: no bar unless the output is a terminal.
-        bar = tqdm(total=len(split), unit="image", desc="score", disable=None, file=sys.stderr)
-        with path.open("rb") as file, bar:
-            for number, text in enumerate(file, 1):
-                if not text.strip():
-                    continue
-                try:
-                    image, prediction = reader.read(_decoded(text))
-                    if image not in positions:
-                        raise UserError(
-                            f"the image {quoted(image)} is not in split {split.name} of "
-                            f"{split.dataset}"
-                        )
-                    index = positions[image]
-                    if scored[index]:
-                        raise UserError(f"the image {quoted(image)} was predicted before")
-                    scores.update(split.record(index), prediction)
-                except UserError as error:
-                    raise UserError(f"{path}, line {number}: {error}") from error
-                scored[index] = 1
-                bar.update()
-    except OSError as error:
-        raise UserError(f"--predictions: {path} cannot be read ({error.strerror})") from error
+    # disable=None: no bar unless the output is a terminal.
+    with tqdm(total=len(split), unit="image", desc="score", disable=None, file=sys.stderr) as bar:
+        for number, text in _lines(path):
+            try:
+                image, prediction = reader.read(_decoded(text))
+                if image not in positions:
+                    raise UserError(
+                        f"the image {quoted(image)} is not in split {split.name} of {split.dataset}"
+                    )
+                index = positions[image]
+                if scored[index]:
+                    raise UserError(f"the image {quoted(image)} was predicted before")
+                scores.update(split.record(index), prediction)
+            except UserError as error:
+                raise UserError(f"{path}, line {number}: {error}") from error
+            scored[index] = 1
+            bar.update()
     missing = [name for name, index in positions.items() if not scored[index]]
     if missing:
         raise UserError(
@@ -63,6 +57,17 @@ def score_file(path: str | os.PathLike, split: Split, scores: Scores) -> dict[st
             "with empty lists says that nothing was found on an image"
         )
     return {"task": scores.task, **scores.compute(), "images": len(split)}
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not empty, with their numbers from 1."""
+    try:
+        with path.open("rb") as file:
+            for number, text in enumerate(file, 1):
+                if text.strip():
+                    yield number, text
+    except OSError as error:
+        raise UserError(f"--predictions: {path} cannot be read ({error.strerror})") from error
 
 
 def _decoded(text: bytes) -> object:
