@@ -26,5 +26,6 @@ def get_config():
     config.rpn_train.batch_size = 256
     config.test.post_nms, config.test.max_objects = 100, 40
     config.train.epochs = 400
+    config.train.lr_schedule, config.train.lr_decay_epochs = "step", 300
     config.train.eval_every_epochs = 100
     return config

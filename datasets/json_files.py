@@ -1,20 +1,26 @@
 """Reads the JSON files of which sources consist, and names the file when something is wrong."""
 
 import json
-import math
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 
 from fnet_jax.datasets.schema import BACKGROUND, Annotation, Vocabulary
 from fnet_jax.errors import UserError
 
 _SHOWN = 120  # Characters of a wrong value in a message.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def load_json(path: pathlib.Path):
     """The content of a JSON file; UserError with its name if it is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if _SURROGATE.search(text):
+            # Half of an escaped pair is no text: it could be neither stored nor shown.
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); fetch or write it again") from error
     except OSError as error:
@@ -127,4 +133,5 @@ def _is_number(value: object) -> bool:
 
 
 def _is_weight(value: object) -> bool:
-    return _is_number(value) and math.isfinite(value) and value > 0
+    # Less than this, and the ratio of two could be infinite.
+    return _is_number(value) and value > 1e-9

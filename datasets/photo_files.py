@@ -1,5 +1,6 @@
 """Finds the photos of a source by their names and looks whether they can be read."""
 
+import os
 import pathlib
 
 import cv2
@@ -25,16 +26,23 @@ class Photos:
         path = self._find(annotation.filename)
         if path is None:
             return Skipped(annotation, f"not in {self._folders[0]}")
-        encoded = path.read_bytes()
+        try:
+            encoded = path.read_bytes()
+        except OSError as error:
+            return Skipped(annotation, f"{path} cannot be read ({error.strerror})")
         # The content decides how a photo is decoded: endings lie.
         pixels = np.frombuffer(encoded, np.uint8)
-        image = cv2.imdecode(pixels, cv2.IMREAD_COLOR) if len(pixels) else None
+        try:
+            image = cv2.imdecode(pixels, cv2.IMREAD_COLOR)
+        except cv2.error:  # E.g. no bytes at all, or more pixels than OpenCV allows.
+            image = None
         if image is None:
             return Skipped(annotation, f"{path} is no image that OpenCV can decode")
         return Scene(encoded, image.shape[0], image.shape[1], annotation)
 
     def _find(self, filename: str) -> pathlib.Path | None:
         for folder in self._folders:
-            if (folder / filename).is_file():
+            # Unlike pathlib's, this is False for names that no file can have.
+            if os.path.isfile(folder / filename):
                 return folder / filename
         return self._by_stem.get(pathlib.PurePath(filename).stem)

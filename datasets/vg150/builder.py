@@ -49,7 +49,7 @@ class Vg150(FileBuilder):
         for scene in super().scenes(source, split):
             if isinstance(scene, Scene):
                 boxes = tables.to_pixels(scene.annotation.boxes, scene.height, scene.width)
-                annotation = dataclasses.replace(scene.annotation, boxes=boxes)
+                annotation = dataclasses.replace(scene.annotation, boxes=boxes.tolist())
                 scene = dataclasses.replace(scene, annotation=annotation)
             yield scene
 

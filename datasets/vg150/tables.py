@@ -16,6 +16,8 @@ CORRUPT_IMAGES = (1592, 1722, 4616, 4617)
 VALIDATION_IMAGES = 5000
 
 _TRAIN, _TEST = 0, 2
+# What h5py raises for a damaged file depends on where the damage is.
+_DAMAGED = (OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError)
 _COLUMNS = {
     "split": 1,
     "img_to_first_box": 1,
@@ -83,7 +85,7 @@ class Tables:
         try:
             with h5py.File(path, "r") as file:
                 columns = {name: np.asarray(file[name]) for name in _COLUMNS if name in file}
-        except OSError as error:
+        except _DAMAGED as error:
             raise UserError(f"{path} is no HDF5 file that can be read ({error})") from error
         for name, dimensions in _COLUMNS.items():
             if name not in columns:
@@ -129,7 +131,7 @@ class Tables:
         pairs = self._pairs[relations] - first
         return Annotation(
             filename,
-            decode_boxes(self._boxes[objects]),
+            decode_boxes(self._boxes[objects]).tolist(),
             self._labels[objects].tolist(),
             [
                 (*pair, predicate)

@@ -20,7 +20,8 @@ def parse(content: object, vocabulary: Vocabulary) -> list[Annotation]:
 def _image(index: int, entry: object, classes: dict, predicates: dict) -> Annotation:
     filename = f"number {index}"
     try:
-        filename, objects, relationships = fields(entry, path=str, objects=list, relationships=list)
+        (filename,) = fields(entry, path=str)
+        objects, relationships = fields(entry, objects=list, relationships=list)
         items = [fields(item, box=list, **{"class": str}) for item in objects]
         triples = [fields(item, sub_id=int, obj_id=int, predicate=str) for item in relationships]
         regions = [fields(item, box=list, phrase=list) for item in entry.get("regions", [])]
@@ -29,7 +30,7 @@ def _image(index: int, entry: object, classes: dict, predicates: dict) -> Annota
             [four_numbers(box) for box, _ in items],
             [_known(classes, name, "class") for _, name in items],
             [(s, o, _known(predicates, name, "predicate")) for s, o, name in triples],
-            regions=[(four_numbers(box), " ".join(map(str, words))) for box, words in regions],
+            regions=[(four_numbers(box), " ".join(words)) for box, words in regions],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise malformed(filename, "VG-MSDN's format", error) from error
