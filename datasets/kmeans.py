@@ -55,7 +55,7 @@ def cluster(sizes: np.ndarray, count: int, seed: int = 0) -> Anchors:
     Raises:
       UserError: there are fewer different sizes than anchors.
     """
-    sizes = np.asarray(sizes, np.float64)
+    sizes = np.round(np.asarray(sizes, np.float64), 6)  # Equal boxes of rescaled images are equal.
     distinct = len(np.unique(sizes, axis=0))
     if distinct < count:
         raise UserError(

@@ -62,6 +62,7 @@ class SceneGraphBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
 
     def _split_generators(self, dl_manager):
         source = pathlib.Path(dl_manager.manual_dir) if self.MANUAL_DOWNLOAD_INSTRUCTIONS else None
+        fingerprint = self.fingerprint(source)  # Complains about missing files.
         vocabulary = self.vocabulary(source)
         self.info.metadata.update(
             object_classes=list(vocabulary.object_classes),
@@ -74,7 +75,7 @@ class SceneGraphBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
             # Photos of another size than the source states; the photo is right.
             wrong_sizes={split: [] for split in self.SPLITS},
             skipped={split: [] for split in self.SPLITS},
-            fingerprint=self.fingerprint(source),
+            fingerprint=fingerprint,
         )
         return {split: self._generate_examples(source, split, vocabulary) for split in self.SPLITS}
 
@@ -102,7 +103,11 @@ class SceneGraphBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
             yield len(sizes) - 1, to_record(scene)
         if not sizes:
             skipped = metadata["skipped"][split]
-            why = f"; the first, {skipped[0][0]!r}: {skipped[0][1]}" if skipped else ""
+            if not skipped:
+                raise UserError(
+                    f"dataset {self.name}, split {split}: no image is annotated in {source}"
+                )
+            why = f"; the first, {skipped[0][0]!r}: {skipped[0][1]}"
             raise UserError(
                 f"dataset {self.name}, split {split}: "
                 f"none of the {len(skipped)} annotated photos can be read{why}"

@@ -7,6 +7,7 @@ so that reading a built dataset needs neither its source nor a pass over its pix
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -114,9 +115,12 @@ class Fault(NamedTuple):
 def faults(annotation: Annotation, vocabulary: Vocabulary) -> Iterator[Fault]:
     """Where an annotation contradicts itself or the classes."""
     objects, predicates = len(vocabulary.object_classes) - 1, len(vocabulary.predicates) - 1
-    for index, (box, label) in enumerate(zip(annotation.boxes, annotation.labels, strict=True)):
+    regions = ((f"region {index}", box) for index, (box, _) in enumerate(annotation.regions))
+    boxes = ((f"object {index}", box) for index, box in enumerate(annotation.boxes))
+    for name, box in itertools.chain(boxes, regions):
         if len(box) != 4 or not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
-            yield Fault("box", f"object {index} has the box {list(box)}, not x1 <= x2 and y1 <= y2")
+            yield Fault("box", f"{name} has the box {list(box)}, not x1 <= x2 and y1 <= y2")
+    for index, label in enumerate(annotation.labels):
         if not 0 < label <= objects:
             yield Fault(
                 "class", f"object {index} has class {label}, but the classes are 1 to {objects}"

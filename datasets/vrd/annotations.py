@@ -52,7 +52,8 @@ def parse_converted(content: object) -> list[Annotation]:
 def _converted_image(index: int, entry: object) -> Annotation:
     filename = f"number {index}"
     try:
-        filename, objects, relationships = fields(entry, path=str, objects=list, relationships=list)
+        (filename,) = fields(entry, path=str)
+        objects, relationships = fields(entry, objects=list, relationships=list)
         items = [fields(item, bbox=list, **{"class": int}) for item in objects]
         triples = [fields(item, sub_id=int, obj_id=int, predicate=int) for item in relationships]
         return Annotation(
