@@ -29,17 +29,23 @@ TASKS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Holds the dataset and a run of one training step."""
+    """Holds the dataset and a run of two training steps, and a third in another process."""
     folder = tmp_path_factory.mktemp("modes")
-    done = run(
-        *common(folder),
-        "--mode=train",
-        f"--workdir={folder / 'run'}",
-        "--config.train.max_steps=1",
-        "--config.train.eval_images=1",
-    )
-    assert done.returncode == 0, done.stderr
+    for steps in (2, 3):
+        done = run(
+            *common(folder),
+            "--mode=train",
+            f"--workdir={folder / 'run'}",
+            f"--config.train.max_steps={steps}",
+            "--config.train.log_every_steps=1",
+        )
+        assert done.returncode == 0, done.stderr
     return folder
+
+
+def test_training_was_resumed(folder):
+    lines = (folder / "run" / "train_log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
 
 def common(folder):
@@ -49,7 +55,7 @@ def common(folder):
         "--config.dataset.builder_config=tiny",
         "--config.model.subgraph_capacities=(128,)",
         "--config.test.max_objects=24",
-        "--config.test.pictures=0",
+        "--config.test.pictures=1",
     )
 
 
@@ -61,6 +67,10 @@ def test_scoring_gives_what_evaluation_gave(folder, task):
     evaluated = json.loads((results / "metrics.json").read_text())
     graphs = [json.loads(line) for line in (results / "graphs.jsonl").read_text().splitlines()]
     assert len(graphs) == 8 and any(graph["triplets"] for graph in graphs)
+    assert all(len(graph["objects"]) <= 24 for graph in graphs)
+    assert all(len(graph["rankings"]["fnet"]) <= 100 for graph in graphs)
+    (picture,) = (results / "pictures").glob("*.png")
+    assert str(picture) in done.stdout
 
     done = run(
         *common(folder),
