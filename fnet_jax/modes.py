@@ -52,6 +52,11 @@ def run_training(config, workdir: str, strict: bool = False) -> train.FitResult:
             frozen_layers=phase.frozen_backbone_layers,
         )
 
+    def validate(params):
+        scores = fresh_scores(held_out, ("fnet",), experiment.task)
+        metrics = experiment.evaluate(params, held_out, scores)
+        return {name: value for name, value in metrics.items() if name != "task"}
+
     image = config.image
     batches = input_pipeline.train_batches(
         split,
@@ -82,9 +87,7 @@ def run_training(config, workdir: str, strict: bool = False) -> train.FitResult:
             workdir=workdir,
             seed=config.seed,
             image_name=lambda index: split.record(index)["filename"],
-            evaluate_fn=lambda params: experiment.evaluate(
-                params, held_out, fresh_scores(held_out, ("fnet",), experiment.task)
-            ),
+            evaluate_fn=validate,
             metadata=experiment.metadata(split),
             resume_from=config.train.init_from if goes_on else None,
         )

@@ -29,23 +29,28 @@ TASKS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Holds the dataset and a run of two training steps, and a third in another process."""
+    """Holds the dataset and a run of two training steps, and the rest in another process."""
     folder = tmp_path_factory.mktemp("modes")
-    for steps in (2, 3):
+    for steps in (2, 1000):
         done = run(
             *common(folder),
             "--mode=train",
             f"--workdir={folder / 'run'}",
             f"--config.train.max_steps={steps}",
+            "--config.train.epochs=1",
             "--config.train.log_every_steps=1",
         )
         assert done.returncode == 0, done.stderr
     return folder
 
 
-def test_training_was_resumed(folder):
+def test_training_was_resumed_and_its_epoch_evaluated(folder):
     lines = (folder / "run" / "train_log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 25))
+    (line,) = (folder / "run" / "eval_log.jsonl").read_text().splitlines()
+    evaluation = json.loads(line)
+    assert evaluation["step"] == 24 and evaluation["images"] == 4
+    assert 0 <= evaluation["relationship_recall@50"] <= 1
 
 
 def common(folder):
