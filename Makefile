@@ -18,7 +18,7 @@ demo: .venv/installed
 	$(BIN)/python main.py --config configs/shapes.py --mode eval --workdir $(WORKDIR)
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .
