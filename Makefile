@@ -12,7 +12,7 @@ WORKDIR ?= runs/shapes
 	$(BIN)/python -m pip install --quiet --no-deps sgbench==1.0.0  # It asks for NumPy 1, and runs with 2.
 	touch $@
 
-# Builds the embedded dataset, trains, evaluates and draws: about fifteen minutes on two cores.
+# Builds the embedded dataset, trains, evaluates and draws: about thirteen minutes on two cores.
 demo: .venv/installed
 	$(BIN)/python main.py --config configs/shapes.py --mode train --workdir $(WORKDIR)
 	$(BIN)/python main.py --config configs/shapes.py --mode eval --workdir $(WORKDIR)
