@@ -96,9 +96,16 @@ def draw_scene_graph(
 def _select(graph: dict, top_k: int, min_score: float) -> tuple[list[_Node], list[_Edge]]:
     objects, representative = graph["objects"], _representatives(graph["objects"])
     chosen: dict[tuple[int, int], str] = {}
+    between_duplicates: set[tuple[int, int]] = set()
     for triplet in graph["triplets"]:
-        pair = representative[triplet["subject"]], representative[triplet["object"]]
-        if len(chosen) < top_k and triplet["score"] >= min_score:
+        ends = triplet["subject"], triplet["object"]
+        pair = tuple(representative[end] for end in ends)
+        if len(chosen) + len(between_duplicates) >= top_k or triplet["score"] < min_score:
+            continue
+        if pair[0] == pair[1] and ends[0] != ends[1]:
+            # Two detections of one object: it takes its place, but relates nothing to itself.
+            between_duplicates.add(pair)
+        else:
             chosen.setdefault(pair, triplet["predicate"])
     indices = sorted({index for pair in chosen for index in pair})
     if not indices:

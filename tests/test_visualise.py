@@ -92,11 +92,14 @@ def test_duplicates_are_drawn_once(texts, tmp_path):
             ("circle", (6, 5, 41, 40), 0.9),
             ("star", (6, 5, 41, 40), 0.8),  # of another class: another object
         ),
-        "triplets": triplets((0, "on", 2, 0.9), (1, "under", 2, 0.8)),
+        # The second one relates the two detections of the circle, the last the star to itself.
+        "triplets": triplets(
+            (0, "on", 2, 0.9), (0, "in", 1, 0.9), (1, "under", 2, 0.8), (2, "at", 2, 0.7)
+        ),
     }
     draw(graph, tmp_path / "a.png")
     assert sorted(text for text, _ in texts[0]) == ["circle 1", "star 1"]
-    assert sorted(text for text, _ in texts[1]) == ["circle 1", "on", "star 1"]
+    assert sorted(text for text, _ in texts[1]) == ["at", "circle 1", "on", "star 1"]
 
 
 @pytest.mark.parametrize(("count", "relations"), [(3, 3), (12, 15)])
