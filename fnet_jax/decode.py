@@ -1,5 +1,7 @@
 """Reads the graph off: object boxes and classes, then ranked, thinned triplets."""
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -60,55 +62,100 @@ def decode_objects(
     return Objects(boxes[order], scores[order], classes[order], used, slot)
 
 
-def rank_triplets(
-    predicate_probs,
-    pairs: Pairs,
-    objects: Objects,
-    *,
-    predicates_per_pair: int,
-    max_candidates: int,
-    max_triplets: int,
-    triplet_threshold: float | None,
-    predicate_only: bool,
-) -> Triplets:
-    """The best predicates of every pair, ranked by the product of the three scores, then thinned.
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """One way of listing the triplets of an image from best to worst.
 
-    Args:
-      predicate_probs: (N, Q) float32.
-      pairs: the N pairs; their indices are regions of interest, before object NMS.
-      objects: decoded objects.
-      predicates_per_pair: best non-background predicates of a pair (at most Q - 1).
+    Attributes:
+      predicates_per_pair: best non-background predicates of a pair that take part.
       max_candidates: triplets that enter triplet NMS.
-      max_triplets: T.
+      max_triplets: T, the length of the list.
       triplet_threshold: a better triplet of the same three classes removes those whose both boxes
         overlap its own by more; None switches triplet NMS off.
-      predicate_only: rank by the predicate probability alone (ground-truth boxes).
+      predicate_only: rank by the predicate probability alone (ground-truth boxes), not by its
+        product with the scores of both objects.
+      self_pairs: whether an object may be related to itself.
     """
-    per_pair = min(predicates_per_pair, predicate_probs.shape[1] - 1)
-    probs, predicates = jax.lax.top_k(predicate_probs[:, 1:], per_pair)  # (N, per_pair)
-    subjects, others = objects.slot[pairs.subjects], objects.slot[pairs.objects]  # (N,)
-    valid = pairs.mask & (subjects >= 0) & (others >= 0)
-    scores = probs
-    if not predicate_only:
+
+    predicates_per_pair: int
+    max_candidates: int = 10000
+    max_triplets: int = 100
+    triplet_threshold: float | None = 0.4
+    predicate_only: bool = False
+    self_pairs: bool = True
+
+
+@flax.struct.dataclass
+class PairPredicates:
+    """The best non-background predicates of N pairs, each row from most to least probable."""
+
+    probs: jax.Array  # (N, k) float32
+    classes: jax.Array  # (N, k) int32, >= 1
+
+
+def best_predicates(predicate_probs, count: int) -> PairPredicates:
+    """The `count` most probable predicates of each pair, or all Q - 1; (N, Q) -> (N, k)."""
+    count = min(count, predicate_probs.shape[1] - 1)
+    probs, classes = jax.lax.top_k(predicate_probs[:, 1:], count)
+    return PairPredicates(probs, classes.astype(jnp.int32) + 1)
+
+
+def ranked_pairs(pairs: Pairs, objects: Objects, ranking: Ranking):
+    """(N,) bool: the pairs whose triplets are listed; object NMS has removed some objects."""
+    mask = pairs.mask & (objects.slot[pairs.subjects] >= 0) & (objects.slot[pairs.objects] >= 0)
+    return mask if ranking.self_pairs else mask & (pairs.subjects != pairs.objects)
+
+
+def triplet_scores(predicates: PairPredicates, pairs: Pairs, objects: Objects, ranking: Ranking):
+    """(N, k) float32 by which triplets are ranked, k predicates a pair; -1 for what is not listed.
+
+    Rows of `predicates` where `pairs.mask` is False may hold anything.
+    """
+    scores = predicates.probs[:, : ranking.predicates_per_pair]
+    if not ranking.predicate_only:
         # In this order: neighbours in the ranking can be one float apart.
-        scores = probs * objects.scores[subjects][:, None] * objects.scores[others][:, None]
-    flat = jnp.where(valid[:, None], scores, -1.0).reshape(-1)
-    top, order = jax.lax.top_k(flat, min(max_candidates, flat.size))
-    pair = order // per_pair
-    subjects, others = jnp.maximum(subjects[pair], 0), jnp.maximum(others[pair], 0)
-    predicates = predicates.reshape(-1)[order].astype(jnp.int32) + 1
-    mask = top >= 0.0
-    slots = min(max_triplets, top.size)
-    if triplet_threshold is None:
+        scores = scores * objects.scores[objects.slot[pairs.subjects]][:, None]
+        scores = scores * objects.scores[objects.slot[pairs.objects]][:, None]
+    return jnp.where(ranked_pairs(pairs, objects, ranking)[:, None], scores, -1.0)
+
+
+def rank_triplets(
+    predicates: PairPredicates,
+    pairs: Pairs,
+    objects: Objects,
+    ranking: Ranking,
+    above: float | jax.Array = -1.0,
+) -> Triplets:
+    """Ranks the triplets of all pairs, then thins them by triplet NMS.
+
+    Equal scores rank by lowest pair, then by the order of its predicates.
+
+    Args:
+      predicates: of the N pairs.
+      pairs: their indices are regions of interest, before object NMS.
+      objects: decoded objects.
+      ranking: what to list.
+      above: only triplets with a higher score take part: a prefix of the whole list.
+    """
+    scores = triplet_scores(predicates, pairs, objects, ranking)  # (N, k)
+    top, order = jax.lax.top_k(scores.reshape(-1), min(ranking.max_candidates, scores.size))
+    pair, rank_in_pair = jnp.divmod(order, scores.shape[1])
+    # Regions of interest without an object have the slot -1: they are masked, but indexed.
+    subjects = jnp.maximum(objects.slot[pairs.subjects[pair]], 0)
+    others = jnp.maximum(objects.slot[pairs.objects[pair]], 0)
+    classes = predicates.classes[pair, rank_in_pair]
+    mask = top > above
+    slots = min(ranking.max_triplets, top.size)
+    if ranking.triplet_threshold is None:
         chosen, used = jnp.arange(slots), mask[:slots]
     else:
         kept = triplet_nms(
             objects.boxes[subjects],
             objects.boxes[others],
             objects.classes[subjects],
-            predicates,
+            classes,
             objects.classes[others],
-            triplet_threshold,
+            ranking.triplet_threshold,
             slots,
             mask=mask,
         )
@@ -116,7 +163,7 @@ def rank_triplets(
     return Triplets(
         subjects=jnp.where(used, subjects[chosen], 0),
         objects=jnp.where(used, others[chosen], 0),
-        predicates=jnp.where(used, predicates[chosen], 0),
+        predicates=jnp.where(used, classes[chosen], 0),
         scores=jnp.where(used, top[chosen], 0.0),
         mask=used,
     )

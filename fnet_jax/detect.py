@@ -1,22 +1,18 @@
 """From pixels to a ranked scene graph: one jitted program, no host round trip inside."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 
 from fnet_jax.backbone import feature_size, mask_outside
-from fnet_jax.decode import Objects, class_boxes, decode_objects, rank_triplets
+from fnet_jax.decode import Objects, Ranking, class_boxes, decode_objects
 from fnet_jax.kernels import cluster_pairs
 from fnet_jax.model import FactorizableNet, GraphOutputs
+from fnet_jax.pruning import infer_and_rank
 from fnet_jax.rpn import propose
-from fnet_jax.structures import Pairs, Proposals, SceneGraph
+from fnet_jax.structures import Proposals, SceneGraph
 from fnet_jax.subgraphs import keep_best, merge_gt_boxes, pairs_among, with_smallest_capacity
-
-# Pairs whose predicates are inferred at once: enough rows for full matrix products, small enough to
-# keep the (pairs, P, P, M) intermediate in cache.
-PAIR_CHUNK = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +43,7 @@ class TestOptions:
     predicates_per_pair: int = 10
     max_candidates: int = 10000
     max_triplets: int = 100
+    prune_pairs: bool = True  # False infers the predicates of all pairs, for the same graph
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -70,31 +67,10 @@ def valid_sizes(im_info):
     return (size[0], size[1]), feature_size(size[0], size[1])
 
 
-def all_pair_predicates(model: FactorizableNet, params, outputs: GraphOutputs, pairs: Pairs):
-    """Predicate probabilities (N, Q) of all pairs, a chunk of pairs at a time."""
-    count = pairs.mask.shape[0]
-    chunks = -(-count // PAIR_CHUNK)
-
-    def chunked(x):
-        return jnp.pad(x, (0, chunks * PAIR_CHUNK - count)).reshape(chunks, PAIR_CHUNK)
-
-    def probabilities(chunk):
-        logits = model.apply({"params": params}, outputs, *chunk, method=model.predicates)
-        return jax.nn.softmax(logits, axis=-1)
-
-    chunked_pairs = (chunked(pairs.subjects), chunked(pairs.objects), chunked(pairs.subgraphs))
-    probs = jax.lax.map(probabilities, chunked_pairs)
-    return probs.reshape(chunks * PAIR_CHUNK, -1)[:count]
-
-
 def graph_of(
-    model, params, features, map_size, objects: Proposals, clusters, pairs: Pairs, *, capacities
-):
-    """Class and predicate probabilities and boxes of given objects, pairs and subgraphs.
-
-    Returns: (class probabilities (R, C), box deltas (R, C, 4), object vectors (R, D), predicate
-    probabilities (N, Q)).
-    """
+    model, params, features, map_size, objects: Proposals, clusters, *, capacities
+) -> GraphOutputs:
+    """What the network knows of given objects and subgraphs, with `capacities[-1]` slots."""
 
     def run(boxes, incidence):
         outputs = model.apply(
@@ -107,11 +83,11 @@ def graph_of(
             incidence,
             method=model.graph,
         )
-        predicates = all_pair_predicates(model, params, outputs, pairs)
-        return outputs.object_logits, outputs.box_deltas, outputs.objects, predicates
+        unused = capacities[-1] - boxes.shape[0]
+        padded = jnp.pad(outputs.subgraph_term, ((0, unused), (0, 0), (0, 0), (0, 0)))
+        return outputs.replace(subgraph_term=padded)
 
-    logits, deltas, vectors, predicates = with_smallest_capacity(run, clusters, capacities)
-    return jax.nn.softmax(logits, axis=-1), deltas, vectors, predicates
+    return with_smallest_capacity(run, clusters, capacities)
 
 
 def _with_given_classes(objects: Objects, gt_classes) -> Objects:
@@ -121,6 +97,28 @@ def _with_given_classes(objects: Objects, gt_classes) -> Objects:
     return objects.replace(
         classes=jnp.where(given > 0, given, objects.classes),
         scores=jnp.where(given > 0, 1.0, objects.scores),
+    )
+
+
+def _rankings(options: TestOptions, num_predicates: int, num_pairs: int) -> tuple[Ranking, ...]:
+    """F-Net's list, and those of the SGB protocol if they are asked for."""
+    fnet = Ranking(
+        predicates_per_pair=options.predicates_per_pair,
+        max_candidates=options.max_candidates,
+        max_triplets=options.max_triplets,
+        triplet_threshold=None if options.use_gt_boxes else options.triplet_nms,
+        predicate_only=options.use_gt_boxes,
+        self_pairs=options.self_pairs,
+    )
+    if not options.sgb_rankings:
+        return (fnet,)
+    sgb = dataclasses.replace(fnet, predicate_only=False, self_pairs=False)
+    # With given boxes A@K counts on annotated pairs alone, however low they rank.
+    longest = num_pairs if options.use_gt_boxes else options.max_triplets
+    return (
+        fnet,
+        dataclasses.replace(sgb, predicates_per_pair=1, max_triplets=longest),
+        dataclasses.replace(sgb, predicates_per_pair=num_predicates - 1),
     )
 
 
@@ -165,23 +163,23 @@ def detect(model: FactorizableNet, params, example: dict, options: TestOptions) 
         mask=objects.mask,
     )
     pairs = pairs_among(clusters, num_paired, pairable)
-    class_probs, box_deltas, vectors, predicate_probs = graph_of(
+    outputs = graph_of(
         model,
         params,
         features,
         map_size,
         objects,
         clusters,
-        pairs,
         capacities=options.subgraph_capacities,
     )
+    class_probs = jax.nn.softmax(outputs.object_logits, axis=-1)
 
     factor = jnp.ones(objects.mask.shape, jnp.float32)
     if options.duplicate_removal:
         # Here the vectors are post-ReLU, in training pre-ReLU: so were the published weights made.
         factor = model.apply(
             {"params": params},
-            jax.nn.relu(vectors),
+            jax.nn.relu(outputs.objects),
             jnp.max(class_probs[:, 1:], axis=1),
             objects.boxes,
             objects.mask,
@@ -191,7 +189,7 @@ def detect(model: FactorizableNet, params, example: dict, options: TestOptions) 
         shape = (*class_probs.shape, 4)
         candidates = jnp.broadcast_to((objects.boxes / im_info[2])[:, None], shape)
     else:
-        candidates = class_boxes(objects.boxes, box_deltas, im_info)
+        candidates = class_boxes(objects.boxes, outputs.box_deltas, im_info)
     # Given boxes are taken as they are: neither kind of NMS applies to them.
     decoded = decode_objects(
         class_probs,
@@ -202,30 +200,22 @@ def detect(model: FactorizableNet, params, example: dict, options: TestOptions) 
     )
     if options.use_gt_labels:
         decoded = _with_given_classes(decoded, example["gt_classes"])
-    rank = functools.partial(
-        rank_triplets,
-        predicate_probs,
-        objects=decoded,
-        max_candidates=options.max_candidates,
-        max_triplets=options.max_triplets,
-        triplet_threshold=None if options.use_gt_boxes else options.triplet_nms,
-    )
-    others = pairs.replace(mask=pairs.mask & (pairs.subjects != pairs.objects))
-    triplets = rank(
-        pairs if options.self_pairs else others,
-        predicates_per_pair=options.predicates_per_pair,
-        predicate_only=options.use_gt_boxes,
-    )
-    constrained = unconstrained = None
-    if options.sgb_rankings:
-        # With given boxes A@K counts on annotated pairs alone, however low they rank.
-        longest = others.mask.size if options.use_gt_boxes else options.max_triplets
-        constrained = rank(
-            others, predicates_per_pair=1, predicate_only=False, max_triplets=longest
+
+    def infer(subjects, others, subgraphs):
+        logits = model.apply(
+            {"params": params}, outputs, subjects, others, subgraphs, method=model.predicates
         )
-        unconstrained = rank(
-            others, predicates_per_pair=predicate_probs.shape[1] - 1, predicate_only=False
-        )
+        return jax.nn.softmax(logits, axis=-1)
+
+    (triplets, *sgb), inferred = infer_and_rank(
+        infer,
+        model.num_predicate_classes,
+        pairs,
+        decoded,
+        _rankings(options, model.num_predicate_classes, pairs.mask.size),
+        prune=options.prune_pairs,
+    )
+    constrained, unconstrained = sgb or (None, None)
     return SceneGraph(
         boxes=decoded.boxes,
         scores=decoded.scores,
@@ -243,6 +233,7 @@ def detect(model: FactorizableNet, params, example: dict, options: TestOptions) 
         proposal_mask=proposals.mask,
         num_subgraphs=clusters.count,
         overflow=clusters.overflow,
+        inferred_pairs=inferred,
         constrained=constrained,
         unconstrained=unconstrained,
     )

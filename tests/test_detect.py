@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fnet_jax import detect as detection
+from fnet_jax import pruning
 from fnet_jax.backbone import LAYERS
 from fnet_jax.detect import ProposalOptions, detect
 from fnet_jax.kernels import cluster_pairs
@@ -121,6 +122,25 @@ def test_capacity_that_suffices_changes_nothing(network, capacities):
         counts.append(expected.num_subgraphs)
     # So both capacities of (16, 64) were used.
     assert min(counts) <= 16 < max(counts) <= 64
+
+
+@pytest.mark.parametrize("changes", [{}, {"self_pairs": False, "sgb_rankings": True}])
+def test_pruning_changes_nothing(network, changes, monkeypatch):
+    monkeypatch.setattr(pruning, "PAIR_CHUNK", 16)
+    options = dataclasses.replace(OPTIONS, max_triplets=5, **changes)
+    model, params = network
+    # Certain classes: then few pairs can be at the top.
+    head = jax.tree.map(lambda x: 30 * x, params["object_score"])
+    network = model, params | {"object_score": head}
+    graph = detected(network, example(), options)
+    full = detected(network, example(), dataclasses.replace(options, prune_pairs=False))
+    assert (
+        0
+        < graph.inferred_pairs
+        < full.inferred_pairs
+        == graph.roi_mask.sum() ** 2 - (graph.roi_mask.sum() if changes else 0)
+    )
+    assert_same_graph(graph.replace(inferred_pairs=full.inferred_pairs), full)
 
 
 def test_pairs_beyond_the_capacity_are_counted_and_left_out(network, monkeypatch):

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fnet_jax.decode import class_boxes, decode_objects, rank_triplets
+from fnet_jax.decode import (
+    Ranking,
+    best_predicates,
+    class_boxes,
+    decode_objects,
+    rank_triplets,
+)
 from fnet_jax.structures import Pairs
 from tests.parity.golden_models import NAMES, arrays, options
 
@@ -31,8 +37,8 @@ def test_interpret(name, mode, object_nms, triplet_nms):
     im_info = answer["im_info"]
     rois = g[mode + "object_rois"][:, 1:]
     deltas = g[mode + "bbox_object"].reshape(len(rois), -1, 4)
-    subjects, others, subgraphs = g[mode + "mat_phrase"].T
-    pairs = Pairs(subjects, others, subgraphs, np.ones(len(subjects), bool))
+    subjects, others, subgraphs = jnp.asarray(g[mode + "mat_phrase"].T)
+    pairs = Pairs(subjects, others, subgraphs, jnp.ones(len(subjects), bool))
 
     @jax.jit
     def read():
@@ -47,16 +53,14 @@ def test_interpret(name, mode, object_nms, triplet_nms):
             jnp.ones(len(rois), bool),
             object_nms=object_nms,
         )
-        triplets = rank_triplets(
-            g[mode + "cls_prob_predicate"],
-            pairs,
-            objects,
+        ranking = Ranking(
             predicates_per_pair=int(answer["topk"]),
-            max_candidates=10000,
             max_triplets=10000,
             triplet_threshold=triplet_nms,
             predicate_only=mode == "gt_",
         )
+        predicates = best_predicates(g[mode + "cls_prob_predicate"], ranking.predicates_per_pair)
+        triplets = rank_triplets(predicates, pairs, objects, ranking)
         return objects, triplets
 
     objects, triplets = read()
