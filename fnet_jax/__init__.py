@@ -1,6 +1,14 @@
 """Factorizable Net in JAX: scene graphs from images."""
 
-from fnet_jax.model import FactorizableNet
-from fnet_jax.weights import load_checkpoint
+import importlib
+
+_HOMES = {"FactorizableNet": "fnet_jax.model", "load_checkpoint": "fnet_jax.weights"}
 
 __all__ = ["FactorizableNet", "load_checkpoint"]
+
+
+def __getattr__(name: str):
+    # Imported on first use: a mistyped flag of the program is answered before JAX is loaded.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -7,6 +7,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from fnet_jax import compilation_cache
 from fnet_jax.errors import UserError
 
 # Which flags each mode needs, and which others it knows.
@@ -77,6 +78,8 @@ def _check_flags_of_mode(mode: str) -> None:
 
 
 def _run() -> None:
+    # Before anything imports JAX.
+    compilation_cache.enable()
     # Imported late: a mistyped flag should not wait for datasets and checkpoints to load.
     from fnet_jax import modes
     from fnet_jax.protocols import check_protocols
