@@ -184,7 +184,10 @@ class Experiment:
         def compiled(sgb_rankings: bool):
             options = builder.test_options(self.config, sgb_rankings)
             run = functools.partial(detect, self.model, options=options)
-            return jax.pmap(run, in_axes=(None, 0), devices=jax.local_devices())
+            # A nameless axis is named after its address: no cache would know the program again.
+            return jax.pmap(
+                run, axis_name="devices", in_axes=(None, 0), devices=jax.local_devices()
+            )
 
         return compiled
 
