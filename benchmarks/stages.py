@@ -1,4 +1,4 @@
-"""The stages of image -> graph and the whole, at full size, with untrained weights: all the work."""
+"""Image -> graph at full size, in stages and whole; with untrained weights, so all of the work."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -44,6 +44,7 @@ class VGG16(nn.Module):
     """
 
     widths: tuple[int, ...]
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, image, size, *, frozen_layers: int = 0):
@@ -59,7 +60,7 @@ class VGG16(nn.Module):
                 # The odd last row or column of the valid size pools with padding: drop it too.
                 x = mask_outside(max_pool(x), size)
             for _ in range(repeats):
-                x = Conv3x3(self.widths[layer], "he_normal", name=LAYERS[layer])(x)
+                x = Conv3x3(self.widths[layer], "he_normal", self.dtype, name=LAYERS[layer])(x)
                 x = mask_outside(nn.relu(x), size)
                 layer += 1
                 if layer == frozen_layers:

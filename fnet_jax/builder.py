@@ -104,6 +104,7 @@ def build_model(
         use_bias=m.use_bias,
         dropout=m.dropout,
         rank_embeddings=m.rank_embeddings,
+        dtype=_choice("model.compute_dtype", m.compute_dtype, ("float32", "bfloat16")),
     )
 
 

@@ -152,8 +152,9 @@ class Experiment:
     def metadata(self, split) -> dict:
         """What a checkpoint says of itself, so that it can be used without the dataset."""
         model = self.config.model.to_dict()
-        # How much room subgraphs get, and dropout, change between uses of the same weights.
-        network = {k: v for k, v in model.items() if k not in ("subgraph_capacities", "dropout")}
+        # How much room subgraphs get, dropout and rounding change between uses of the same weights.
+        free = ("subgraph_capacities", "dropout", "compute_dtype")
+        network = {k: v for k, v in model.items() if k not in free}
         network |= {k: self.config.image[k] for k in ("color_order", "mean", "std")}
         return {
             "config": self.config.to_dict(),

@@ -33,33 +33,45 @@ def _initializers(kernel_init: str | float, fan_in: int):
 
 
 class Linear(nn.Module):
-    """y = x W + b over the last axis; also every 1x1 convolution of a channels-last map."""
+    """y = x W + b over the last axis; also every 1x1 convolution of a channels-last map.
+
+    With `dtype` "bfloat16" the factors are rounded to it; sums, the bias and y stay float32.
+    """
 
     features: int
     kernel_init: str | float = "default"
     use_bias: bool = True
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x):  # (..., in) -> (..., features)
         kernel_init, bias_init = _initializers(self.kernel_init, x.shape[-1])
-        y = x @ self.param("kernel", kernel_init, (x.shape[-1], self.features))
+        kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features))
+        y = jnp.matmul(
+            x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32
+        )
         if self.use_bias:
             y = y + self.param("bias", bias_init, (self.features,))
         return y
 
 
 class Conv3x3(nn.Module):
-    """3x3 convolution with bias."""
+    """3x3 convolution with bias.
+
+    With `dtype` "bfloat16" input, filter and the convolution's result are rounded to it.
+    """
 
     features: int
     kernel_init: str | float = "default"
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x):  # (n, h, w, in) -> (n, h, w, features)
         shape = (3, 3, x.shape[-1], self.features)
         kernel_init, bias_init = _initializers(self.kernel_init, 9 * x.shape[-1])
         kernel = self.param("kernel", kernel_init, shape)
-        return convolve(x, kernel) + self.param("bias", bias_init, (self.features,))
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype)).astype(jnp.float32)
+        return y + self.param("bias", bias_init, (self.features,))
 
 
 class GroupDropout(nn.Module):

@@ -33,6 +33,7 @@ class MessagePassing(nn.Module):
     geometry: str
     use_bias: bool
     dropout: float
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, objects, subgraphs, boxes, object_mask, incidence, *, train: bool = False):
@@ -50,7 +51,7 @@ class MessagePassing(nn.Module):
         """
 
         def transform(name, features, x):
-            y = Linear(features, INIT_STD, self.use_bias, name=name)(nn.relu(x))
+            y = Linear(features, INIT_STD, self.use_bias, self.dtype, name=name)(nn.relu(x))
             return GroupDropout(self.dropout, name=f"{name}_dropout")(y, train=train)
 
         num_subgraphs, pool = subgraphs.shape[:2]

@@ -42,6 +42,8 @@ class FactorizableNet(nn.Module):
       geometry: "v1" or "v2", of the relation modules and of duplicate removal.
       fusion: "sum", "prod" or "sum_prod".
       dropout: rate of grouped dropout; 0 is off.
+      dtype: "bfloat16" rounds the factors of the large matrix products and convolutions to it;
+        weights, sums, attention, boxes and scores stay float32. The published models are float32.
     """
 
     num_object_classes: int
@@ -62,12 +64,13 @@ class FactorizableNet(nn.Module):
     use_bias: bool = True
     dropout: float = 0.0
     rank_embeddings: int = 256
+    dtype: str = "float32"
 
     def setup(self):
-        self.backbone = VGG16(self.vgg_widths)
-        self.rpn = RPNHead(self.dim_rpn, len(self.base_anchors))
-        self.object_fc = ObjectFC(self.dim_object, self.dropout)
-        self.subgraph_conv = SubgraphConv(self.dim_subgraph, self.dropout)
+        self.backbone = VGG16(self.vgg_widths, self.dtype)
+        self.rpn = RPNHead(self.dim_rpn, len(self.base_anchors), self.dtype)
+        self.object_fc = ObjectFC(self.dim_object, self.dropout, self.dtype)
+        self.subgraph_conv = SubgraphConv(self.dim_subgraph, self.dropout, self.dtype)
         self.message_passing = [
             MessagePassing(
                 self.dim_object,
@@ -77,6 +80,7 @@ class FactorizableNet(nn.Module):
                 self.geometry,
                 self.use_bias,
                 self.dropout,
+                self.dtype,
                 name=f"message_passing_{step}",
             )
             for step in range(self.message_passing_steps)
@@ -88,6 +92,7 @@ class FactorizableNet(nn.Module):
             self.bottleneck,
             self.use_bias,
             self.dropout,
+            self.dtype,
         )
         self.object_score = Linear(self.num_object_classes, 0.01)
         self.object_box = Linear(4 * self.num_object_classes, 0.005, name="box_deltas")
@@ -189,13 +194,14 @@ class ObjectFC(nn.Module):
 
     dim: int
     dropout: float
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, pooled, *, train: bool = False):  # (R, P, P, channels) -> (R, dim)
         x = pooled.reshape(pooled.shape[0], -1)
-        x = Linear(self.dim, "he_uniform", name="fc1")(x)
+        x = Linear(self.dim, "he_uniform", dtype=self.dtype, name="fc1")(x)
         x = nn.relu(GroupDropout(self.dropout)(x, train=train))
-        x = Linear(self.dim, "he_uniform", name="fc2")(x)
+        x = Linear(self.dim, "he_uniform", dtype=self.dtype, name="fc2")(x)
         return GroupDropout(self.dropout)(x, train=train)
 
 
@@ -204,10 +210,11 @@ class SubgraphConv(nn.Module):
 
     dim: int
     dropout: float
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, pooled, *, train: bool = False):  # (K, P, P, ch) -> (K, P, P, dim)
-        x = Conv3x3(self.dim, "he_uniform", name="conv1")(pooled)
+        x = Conv3x3(self.dim, "he_uniform", self.dtype, name="conv1")(pooled)
         x = nn.relu(GroupDropout(self.dropout)(x, train=train))
-        x = Conv3x3(self.dim, "he_uniform", name="conv2")(x)
+        x = Conv3x3(self.dim, "he_uniform", self.dtype, name="conv2")(x)
         return GroupDropout(self.dropout)(x, train=train)

@@ -18,7 +18,6 @@ from fnet_jax.objective import training_losses
 from fnet_jax.predictions import from_annotation, to_line
 from fnet_jax.protocols import Scores, task_of
 from fnet_jax.score import score_file
-from fnet_jax.visualise import draw_scene_graph
 
 
 def fresh_scores(split, protocols, task: str) -> Scores:
@@ -122,8 +121,18 @@ def run_evaluation(
     results.write_metrics(folder / "metrics.json", facts | metrics | tables)
     print(results.format_table(metrics))
     print(f"metrics and scene graphs: {folder / 'metrics.json'}, {folder / 'graphs.jsonl'}")
+    if config.test.pictures:
+        _draw_first(split, folder, config.test.pictures)
+    return metrics
+
+
+def _draw_first(split, folder: pathlib.Path, count: int) -> None:
+    """Draws the first few graphs of an evaluation, each beside its annotation."""
+    # Imported late: a run without pictures need not wait for matplotlib.
+    from fnet_jax.visualise import draw_scene_graph
+
     for index, graph in enumerate(results.read_results(folder / "graphs.jsonl")):
-        if index == config.test.pictures:
+        if index == count:
             break
         stem = pathlib.PurePath(graph["image"]).stem
         picture = folder / "pictures" / f"{index:05d}_{stem}.png"
@@ -134,7 +143,6 @@ def run_evaluation(
         )
         draw_scene_graph(split.image(index, "rgb"), graph, picture, annotation=annotation)
         print(f"picture: {picture}")
-    return metrics
 
 
 def run_scoring(config, predictions: str, workdir: str | None = None) -> dict[str, float | str]:

@@ -23,18 +23,17 @@ class PredicateInference(nn.Module):
     bottleneck: bool
     use_bias: bool
     dropout: float
+    dtype: str = "float32"
 
     def setup(self):
-        def linear(features):
-            return Linear(features, INIT_STD, self.use_bias)
+        def linear(features, name=None):
+            return Linear(features, INIT_STD, self.use_bias, self.dtype, name=name)
 
         self.subject = linear(self.dim_attention)
         self.object = linear(self.dim_attention)
         self.subgraph = linear(self.dim_attention)
         if self.bottleneck:
-            self.bottleneck_conv = Linear(
-                self.dim_attention // 2, INIT_STD, self.use_bias, name="bottleneck"
-            )
+            self.bottleneck_conv = linear(self.dim_attention // 2, "bottleneck")
         self.fc = linear(self.dim_predicate)
         self.drop = GroupDropout(self.dropout)
 

@@ -15,12 +15,13 @@ class RPNHead(nn.Module):
 
     dim: int
     num_anchors: int
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, features):
         """(h, w, C) -> logits (h, w, 2, A) (background, foreground) and deltas (h, w, A, 4)."""
         h, w = features.shape[:2]
-        hidden = nn.relu(Conv3x3(self.dim, 0.025, name="conv")(features[None])[0])
+        hidden = nn.relu(Conv3x3(self.dim, 0.025, self.dtype, name="conv")(features[None])[0])
         logits = Linear(2 * self.num_anchors, 0.025, name="score")(hidden)
         deltas = Linear(4 * self.num_anchors, 0.01, name="box_deltas")(hidden)
         return logits.reshape(h, w, 2, -1), deltas.reshape(h, w, -1, 4)
