@@ -10,6 +10,7 @@ from benchmarks import inputs
 from fnet_jax import builder
 from fnet_jax.configs import vrd
 from fnet_jax.model import FactorizableNet
+from fnet_jax.objective import training_losses
 
 OBJECT_CLASSES, PREDICATES = 101, 71  # with background
 MAX_GT = 32
@@ -63,3 +64,15 @@ def example(seed: int = 0) -> dict[str, np.ndarray]:
         "gt_classes": classes,
         "gt_relationships": relationships,
     }
+
+
+def training_step(params: dict, example: dict):
+    """Losses and gradients of one image: ((total, report), gradients)."""
+    options = builder.train_options(config(), object_weights=None, predicate_weights=None)
+    frozen = config().train.frozen_backbone_layers
+
+    def losses(params):
+        key = jax.random.key(0)
+        return training_losses(model(), params, example, key, options, frozen_layers=frozen)
+
+    return jax.value_and_grad(losses, has_aux=True)(params)

@@ -169,6 +169,15 @@ def detection() -> Iterator[Contest]:
     yield Contest("image -> graph 600x800, untrained", ways)
 
 
+def training() -> Iterator[Contest]:
+    """Losses and gradients of one image, 256 objects and 512 relationships."""
+    example, params = jax.device_put(models.example()), models.untrained_params()
+    step = jax.jit(models.training_step)
+    yield Contest(
+        "training step 600x800, without the update", {OURS: lambda: step(params, example)}
+    )
+
+
 def _vgg_multiply_adds() -> float:
     height, width = inputs.IMAGE
     total, channels = 0, 3
