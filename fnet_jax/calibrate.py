@@ -45,7 +45,9 @@ def calibrate(model: FactorizableNet, params: dict, images) -> dict:
         module.rpn_outputs(features)
         used = jnp.ones(len(windows), bool)
         everything = jnp.ones((len(windows), len(windows)), bool)
-        outputs = module.graph(features, features.shape[:2], windows, used, windows, everything)
+        size = features.shape[:2]
+        objects = module.embed_objects(features, size, windows)
+        outputs = module.graph(objects, features, size, windows, used, windows, everything)
         index = jnp.arange(len(windows))
         module.predicates(outputs, index, jnp.roll(index, 1), jnp.roll(index, 2))
 

@@ -71,10 +71,14 @@ def graph_of(
     model, params, features, map_size, objects: Proposals, clusters, *, capacities
 ) -> GraphOutputs:
     """What the network knows of given objects and subgraphs, with `capacities[-1]` slots."""
+    vectors = model.apply(
+        {"params": params}, features, map_size, objects.boxes, method=model.embed_objects
+    )
 
     def run(boxes, incidence):
         outputs = model.apply(
             {"params": params},
+            vectors,
             features,
             map_size,
             objects.boxes,

@@ -119,8 +119,13 @@ class FactorizableNet(nn.Module):
             features_size=feature_size,
         )
 
+    def embed_objects(self, features, feature_size, boxes, *, train: bool = False):
+        """Object vectors (R, D) of (R, 4) boxes in image pixels, before message passing."""
+        return self.object_fc(self.pool(features, boxes, feature_size), train=train)
+
     def graph(
         self,
+        objects,
         features,
         feature_size,
         boxes,
@@ -130,9 +135,10 @@ class FactorizableNet(nn.Module):
         *,
         train: bool = False,
     ) -> GraphOutputs:
-        """Objects and subgraphs, pooled, embedded, and refined by message passing.
+        """Subgraphs pooled and embedded, then objects and subgraphs refined by message passing.
 
         Args:
+          objects: (R, D) float32, from `embed_objects`.
           features: (h, w, channels) float32.
           feature_size: valid (height, width) of the map.
           boxes: (R, 4) float32 object boxes, image pixels.
@@ -141,7 +147,6 @@ class FactorizableNet(nn.Module):
           incidence: (K, R) bool.
           train: whether dropout is on.
         """
-        objects = self.object_fc(self.pool(features, boxes, feature_size), train=train)
         subgraphs = self.subgraph_conv(
             self.pool(features, subgraph_boxes, feature_size), train=train
         )
@@ -183,7 +188,9 @@ class FactorizableNet(nn.Module):
         self.rpn_outputs(features)
         boxes = image[:1, :4, 0] * 0.0
         mask = boxes[:, 0] == 0.0
-        outputs = self.graph(features, features.shape[:2], boxes, mask, boxes, mask[None])
+        size = features.shape[:2]
+        objects = self.embed_objects(features, size, boxes)
+        outputs = self.graph(objects, features, size, boxes, mask, boxes, mask[None])
         index = mask.astype("int32") - 1
         self.predicates(outputs, index, index, index)
         return self.duplicate_factor(outputs.objects, outputs.object_logits[:, 0], boxes, mask)

@@ -10,7 +10,7 @@ from fnet_jax.detect import ProposalOptions, normalise, valid_sizes
 from fnet_jax.kernels import cluster_pairs
 from fnet_jax.model import FactorizableNet
 from fnet_jax.rpn import propose
-from fnet_jax.structures import ObjectTargets, Pairs, PairTargets, Proposals
+from fnet_jax.structures import ObjectTargets, PairTargets, Proposals
 from fnet_jax.subgraphs import pairs_of, with_smallest_capacity
 
 
@@ -56,11 +56,43 @@ def graph_losses(
       options: class weights, capacities.
     """
     pairs = pairs_of(clusters, pair_targets.subjects, pair_targets.objects, pair_targets.mask)
+    # Each apply counts its random draws from the start: one key for all would repeat masks.
+    object_key, graph_key, predicate_key = jax.random.split(dropout_key, 3)
+    vectors = model.apply(
+        {"params": params},
+        features,
+        map_size,
+        object_targets.boxes,
+        train=True,
+        rngs={"dropout": object_key},
+        method=model.embed_objects,
+    )
 
     def run(boxes, incidence):
-        return _graph_logits(
-            model, params, features, map_size, object_targets, pairs, boxes, incidence, dropout_key
+        outputs = model.apply(
+            {"params": params},
+            vectors,
+            features,
+            map_size,
+            object_targets.boxes,
+            object_targets.mask,
+            boxes,
+            incidence,
+            train=True,
+            rngs={"dropout": graph_key},
+            method=model.graph,
         )
+        predicate_logits = model.apply(
+            {"params": params},
+            outputs,
+            pairs.subjects,
+            pairs.objects,
+            pairs.subgraphs,
+            train=True,
+            rngs={"dropout": predicate_key},
+            method=model.predicates,
+        )
+        return outputs.object_logits, outputs.box_deltas, outputs.objects, predicate_logits
 
     object_logits, box_deltas, vectors, predicate_logits = with_smallest_capacity(
         run, clusters, options.subgraph_capacities
@@ -82,38 +114,6 @@ def graph_losses(
         )
         terms |= losses.duplicate_loss(probability, factor, object_targets)
     return terms
-
-
-def _graph_logits(
-    model, params, features, map_size, object_targets, pairs: Pairs, boxes, incidence, dropout_key
-):
-    """(object logits, box deltas, object vectors, predicate logits) with given subgraph slots."""
-    variables = {"params": params}
-    # Each apply counts its random draws from the start: one key for both would repeat masks.
-    graph_key, predicate_key = jax.random.split(dropout_key)
-    outputs = model.apply(
-        variables,
-        features,
-        map_size,
-        object_targets.boxes,
-        object_targets.mask,
-        boxes,
-        incidence,
-        train=True,
-        rngs={"dropout": graph_key},
-        method=model.graph,
-    )
-    predicate_logits = model.apply(
-        variables,
-        outputs,
-        pairs.subjects,
-        pairs.objects,
-        pairs.subgraphs,
-        train=True,
-        rngs={"dropout": predicate_key},
-        method=model.predicates,
-    )
-    return outputs.object_logits, outputs.box_deltas, outputs.objects, predicate_logits
 
 
 def training_losses(

@@ -163,17 +163,12 @@ def test_use_bias():
 
 def whole_graph(model, params, boxes, mask, subgraph_boxes, incidence):
     features = np.random.default_rng(9).standard_normal((4, 6, 8)).astype(np.float32)
-    return apply(
-        model,
-        params,
-        features,
-        (4, 6),
-        boxes,
-        mask,
-        subgraph_boxes,
-        incidence,
-        method=FactorizableNet.graph,
-    )
+
+    def embed_and_refine(model):
+        objects = model.embed_objects(features, (4, 6), boxes)
+        return model.graph(objects, features, (4, 6), boxes, mask, subgraph_boxes, incidence)
+
+    return apply(model, params, method=embed_and_refine)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
