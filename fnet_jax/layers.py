@@ -16,7 +16,7 @@ def _uniform(bound: float):
     return init
 
 
-def _initializers(kernel_init: str | float, fan_in: int):
+def initializers(kernel_init: str | float, fan_in: int):
     """(kernel, bias) initializers.
 
     `kernel_init` is a standard deviation (normal weights; biases keep PyTorch's default, uniform
@@ -45,7 +45,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x):  # (..., in) -> (..., features)
-        kernel_init, bias_init = _initializers(self.kernel_init, x.shape[-1])
+        kernel_init, bias_init = initializers(self.kernel_init, x.shape[-1])
         kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features))
         y = jnp.matmul(
             x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32
@@ -68,7 +68,7 @@ class Conv3x3(nn.Module):
     @nn.compact
     def __call__(self, x):  # (n, h, w, in) -> (n, h, w, features)
         shape = (3, 3, x.shape[-1], self.features)
-        kernel_init, bias_init = _initializers(self.kernel_init, 9 * x.shape[-1])
+        kernel_init, bias_init = initializers(self.kernel_init, 9 * x.shape[-1])
         kernel = self.param("kernel", kernel_init, shape)
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype)).astype(jnp.float32)
         return y + self.param("bias", bias_init, (self.features,))

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnet_jax.layers import Linear
+from fnet_jax.kernels import sincos
+from fnet_jax.layers import Linear, initializers
 
 
 def geometric_embedding(boxes):
@@ -31,15 +32,40 @@ def geometric_embedding(boxes):
     return jnp.where(ratios == 0.0, 0.0, jnp.log(jnp.where(ratios == 0.0, 1.0, ratios)))
 
 
-def sinusoids(position, dim: int):
-    """sin, then cos, of 100 * position / 1000^(8k/dim), k < dim/8, coordinate by coordinate.
+class SinusoidLinear(nn.Module):
+    """One number from `dim` sinusoids of each position: (..., 4) -> (...).
 
-    (..., 4) -> (..., dim). Steep near dx = 0: the main source of float noise in the whole network.
+    The sinusoids are sin, then cos, of 100 * position / 1000^(8k/dim), k < dim/8, coordinate by
+    coordinate; the weights are those of a linear layer over them. Steep near dx = 0: the main
+    source of float noise in the whole network. Wavelength by wavelength, because all sinusoids of
+    all pairs are ten times as many numbers as any other array of this module.
     """
-    wavelengths = 1000.0 ** (8.0 * np.arange(dim // 8) / dim)
-    angles = position[..., None] * 100.0 / jnp.asarray(wavelengths, jnp.float32)  # (..., 4, dim/8)
-    waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)  # (..., 4, dim/4)
-    return waves.reshape(*position.shape[:-1], dim)
+
+    dim: int
+    kernel_init: str | float
+
+    @nn.compact
+    def __call__(self, position):
+        count = self.dim // 8
+        kernel_init, bias_init = initializers(self.kernel_init, self.dim)
+        kernel = self.param("kernel", kernel_init, (self.dim, 1))
+        bias = self.param("bias", bias_init, (1,))
+        wavelengths = 1000.0 ** (8.0 * np.arange(count) / self.dim)
+        position = jnp.moveaxis(position, -1, 0)  # (4, ...): the long axes vectorise
+
+        @jax.checkpoint  # Cheaper to compute again than to keep.
+        def add_wavelength(total, wave):
+            wavelength, weights = wave  # (), (2, 4) of sine and cosine
+            sine, cosine = sincos(position * 100.0 / wavelength)
+            total += jnp.tensordot(weights[0], sine, 1) + jnp.tensordot(weights[1], cosine, 1)
+            return total, None
+
+        waves = (
+            jnp.asarray(wavelengths, position.dtype),
+            kernel.reshape(4, 2, count).transpose(2, 1, 0),  # (k, sine or cosine, coordinate)
+        )
+        total, _ = jax.lax.scan(add_wavelength, jnp.zeros_like(position[0]), waves)
+        return total + bias
 
 
 class Geometry(nn.Module):
@@ -59,7 +85,7 @@ class Geometry(nn.Module):
         if self.kind == "v1":
             x = nn.relu(Linear(self.dim, self.kernel_init, name="fc1")(x))
             return nn.relu(Linear(1, self.kernel_init, name="fc2")(x))[..., 0]
-        return nn.relu(Linear(1, self.kernel_init, name="fc1")(sinusoids(x, self.dim)))[..., 0]
+        return nn.relu(SinusoidLinear(self.dim, self.kernel_init, name="fc1")(x))
 
 
 class RelationModule(nn.Module):

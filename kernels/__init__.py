@@ -16,6 +16,7 @@ from fnet_jax.kernels.clustering import PairClusters, cluster_pairs
 from fnet_jax.kernels.convolution import convolve
 from fnet_jax.kernels.nms import Kept, class_aware_nms, nms, triplet_nms
 from fnet_jax.kernels.roi_align import roi_align
+from fnet_jax.kernels.trigonometry import sincos
 
 __all__ = [
     "DELTA_STD",
@@ -34,6 +35,7 @@ __all__ = [
     "pairwise_iou",
     "roi_align",
     "sides",
+    "sincos",
     "triplet_nms",
     "union_boxes",
 ]

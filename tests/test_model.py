@@ -12,7 +12,7 @@ from fnet_jax.layers import DROPOUT_GROUPS, GroupDropout
 from fnet_jax.message_passing import MessagePassing
 from fnet_jax.model import FactorizableNet
 from fnet_jax.predicates import PredicateInference
-from fnet_jax.relation import Geometry, RelationModule, geometric_embedding, sinusoids
+from fnet_jax.relation import Geometry, RelationModule, SinusoidLinear, geometric_embedding
 from tests.small_model import QUICK, WIDTH, random_model, random_params
 
 R, K, P = 6, 4, 2  # objects, subgraphs, pool size
@@ -337,10 +337,15 @@ def test_geometric_embedding_of_points_is_finite():
     np.testing.assert_array_equal(embedding[:2, :2], 0.0)
 
 
-def test_sinusoids():
+def test_sinusoids_one_by_one():
     position = np.random.default_rng(0).uniform(-2, 2, (5, 4)).astype(np.float32)
     dim = 32
-    actual = np.asarray(jax.jit(sinusoids, static_argnums=1)(position, dim))
+
+    def one(kernel):
+        params = {"kernel": kernel, "bias": np.zeros(1, np.float32)}
+        return SinusoidLinear(dim, "default").apply({"params": params}, position)
+
+    actual = jax.jit(jax.vmap(one))(np.eye(dim, dtype=np.float32)[:, :, None]).T
     expected = []
     for coordinate in range(4):
         for wave in (np.sin, np.cos):

@@ -278,7 +278,7 @@ def test_graph_stage(name, mode):
 
         phrase = model.apply(
             {"params": params},
-            lambda m: m.predicate_inference.infer(
+            method=lambda m: m.predicate_inference.infer(
                 outputs.subject_term[subjects],
                 outputs.object_term[others],
                 outputs.subgraph_term[regions],
