@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/shapes
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,10 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Kernels, stages and whole programs, beside torch and torchvision if they are installed.
+bench: .venv/installed
+	$(BIN)/python -m benchmarks --json benchmarks.json
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -26,21 +26,21 @@ def _machine() -> str:
 
 
 def enable() -> pathlib.Path | None:
-    """Switches JAX's persistent compilation cache on, unless it is configured already.
+    """Switches JAX's persistent compilation cache on.
 
     JAX's own variables decide first: JAX_COMPILATION_CACHE_DIR names another folder,
     JAX_ENABLE_COMPILATION_CACHE=false switches the cache off.
 
-    Returns: the folder that is used; None if it cannot be written, and nothing is cached.
+    Returns: the folder; None if it cannot be written, and nothing is cached.
     """
     # XLA:CPU reports tuning hints of the compiler as missing features of the machine, twice for
-    # each program that it loads (jax issue 38445). It has to be silenced before JAX is imported.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # each program that it loads (jax issue 38445). This silences it, if JAX is not imported yet;
+    # "1" is what JAX itself sets, perhaps in a process that started this one.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import jax
 
-    if jax.config.jax_compilation_cache_dir:
-        return pathlib.Path(jax.config.jax_compilation_cache_dir)
-    folder = default_folder()
+    folder = pathlib.Path(jax.config.jax_compilation_cache_dir or default_folder())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -49,5 +49,6 @@ def enable() -> pathlib.Path | None:
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # Small programs are many: all of them together take seconds.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder

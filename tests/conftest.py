@@ -17,6 +17,12 @@ def golden_dir() -> pathlib.Path:
     return pathlib.Path(os.environ.get("FNET_GOLDEN", pathlib.Path(__file__).parent / "golden"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache_of_the_tests(tmp_path_factory):
+    """Programs that tests start share what they compile, and leave the user's cache alone."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.getbasetemp() / "cache")
+
+
 @pytest.fixture(scope="session")
 def golden():
     """`golden("nms")` loads golden/nms.npz as a dict of arrays; `.json` files load as objects."""

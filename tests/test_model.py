@@ -446,3 +446,20 @@ def test_frozen_layers_get_no_gradient(vgg, frozen):
     gradients = gradient(params)
     zero = [not any(np.any(leaf) for leaf in gradients[name].values()) for name in LAYERS]
     assert zero == [layer < frozen for layer in range(13)]
+
+
+# ---- bfloat16 ----
+
+
+def test_bfloat16_rounds_products_and_nothing_else():
+    _, _, boxes, mask, incidence = used(graph_inputs())
+    subgraph_boxes = boxes[:K] + np.float32(5)
+    exact = whole_graph(*random_model(), boxes, mask, subgraph_boxes, incidence)
+    model, params = random_model(dtype="bfloat16")
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
+    rounded = whole_graph(model, params, boxes, mask, subgraph_boxes, incidence)
+    for name in ("objects", "object_logits", "box_deltas", "subject_term", "subgraph_term"):
+        a, b = np.asarray(getattr(rounded, name)), np.asarray(getattr(exact, name))
+        assert a.dtype == np.float32
+        error = np.abs(a - b).max() / np.abs(b).max()
+        assert 1e-5 < error < 0.05, f"{name}: {error}"
