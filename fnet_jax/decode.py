@@ -67,7 +67,8 @@ class Ranking:
     """One way of listing the triplets of an image from best to worst.
 
     Attributes:
-      predicates_per_pair: best non-background predicates of a pair that take part.
+      predicates_per_pair: best non-background predicates of a pair that take part; None for all,
+        which saves sorting them.
       max_candidates: triplets that enter triplet NMS.
       max_triplets: T, the length of the list.
       triplet_threshold: a better triplet of the same three classes removes those whose both boxes
@@ -77,7 +78,7 @@ class Ranking:
       self_pairs: whether an object may be related to itself.
     """
 
-    predicates_per_pair: int
+    predicates_per_pair: int | None
     max_candidates: int = 10000
     max_triplets: int = 100
     triplet_threshold: float | None = 0.4
@@ -87,16 +88,22 @@ class Ranking:
 
 @flax.struct.dataclass
 class PairPredicates:
-    """The best non-background predicates of N pairs, each row from most to least probable."""
+    """Non-background predicates of N pairs that take part in a ranking."""
 
     probs: jax.Array  # (N, k) float32
     classes: jax.Array  # (N, k) int32, >= 1
 
 
-def best_predicates(predicate_probs, count: int) -> PairPredicates:
-    """The `count` most probable predicates of each pair, or all Q - 1; (N, Q) -> (N, k)."""
-    count = min(count, predicate_probs.shape[1] - 1)
-    probs, classes = jax.lax.top_k(predicate_probs[:, 1:], count)
+def best_predicates(predicate_probs, count: int | None) -> PairPredicates:
+    """The `count` most probable predicates of each pair, best first; None for all, by class.
+
+    (N, Q) -> (N, k) with k = min(count, Q - 1).
+    """
+    probs = predicate_probs[:, 1:]
+    if count is None:
+        classes = jnp.arange(1, predicate_probs.shape[1], dtype=jnp.int32)
+        return PairPredicates(probs, jnp.broadcast_to(classes, probs.shape))
+    probs, classes = jax.lax.top_k(probs, min(count, probs.shape[1]))
     return PairPredicates(probs, classes.astype(jnp.int32) + 1)
 
 
@@ -107,11 +114,11 @@ def ranked_pairs(pairs: Pairs, objects: Objects, ranking: Ranking):
 
 
 def triplet_scores(predicates: PairPredicates, pairs: Pairs, objects: Objects, ranking: Ranking):
-    """(N, k) float32 by which triplets are ranked, k predicates a pair; -1 for what is not listed.
+    """(N, k) float32 by which triplets are ranked, -1 for what is not listed.
 
     Rows of `predicates` where `pairs.mask` is False may hold anything.
     """
-    scores = predicates.probs[:, : ranking.predicates_per_pair]
+    scores = predicates.probs
     if not ranking.predicate_only:
         # In this order: neighbours in the ranking can be one float apart.
         scores = scores * objects.scores[objects.slot[pairs.subjects]][:, None]

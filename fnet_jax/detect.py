@@ -104,7 +104,7 @@ def _with_given_classes(objects: Objects, gt_classes) -> Objects:
     )
 
 
-def _rankings(options: TestOptions, num_predicates: int, num_pairs: int) -> tuple[Ranking, ...]:
+def _rankings(options: TestOptions, num_pairs: int) -> tuple[Ranking, ...]:
     """F-Net's list, and those of the SGB protocol if they are asked for."""
     fnet = Ranking(
         predicates_per_pair=options.predicates_per_pair,
@@ -122,7 +122,7 @@ def _rankings(options: TestOptions, num_predicates: int, num_pairs: int) -> tupl
     return (
         fnet,
         dataclasses.replace(sgb, predicates_per_pair=1, max_triplets=longest),
-        dataclasses.replace(sgb, predicates_per_pair=num_predicates - 1),
+        dataclasses.replace(sgb, predicates_per_pair=None),
     )
 
 
@@ -216,7 +216,7 @@ def detect(model: FactorizableNet, params, example: dict, options: TestOptions) 
         model.num_predicate_classes,
         pairs,
         decoded,
-        _rankings(options, model.num_predicate_classes, pairs.mask.size),
+        _rankings(options, pairs.mask.size),
         prune=options.prune_pairs,
     )
     constrained, unconstrained = sgb or (None, None)

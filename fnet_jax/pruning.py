@@ -41,8 +41,9 @@ class _List(NamedTuple):
 class _Progress(NamedTuple):
     done: jax.Array  # () int32, pairs taken
     inferred: jax.Array  # (N,) bool
-    predicates: PairPredicates  # of the N pairs, valid where `inferred`
-    lists: tuple[_List, ...]  # one per ranking
+    # One per ranking:
+    predicates: tuple[PairPredicates, ...]  # of the N pairs, valid where `inferred`
+    lists: tuple[_List, ...]
 
 
 def infer_and_rank(
@@ -69,20 +70,19 @@ def infer_and_rank(
     """
     count = pairs.mask.shape[0]
     bounds, order = _descending_bounds(pairs, objects, rankings)
-    per_pair = min(max(r.predicates_per_pair for r in rankings), num_predicates - 1)
 
-    def attempt(ranking, progress, bound, old: _List) -> _List:
+    def attempt(ranking, predicates, inferred, bound, old: _List) -> _List:
         """Ranks again if a list may have become complete."""
         if ranking.predicate_only:
             bound = jnp.where(bound > _NO_PAIR, _LARGEST_PROBABILITY, _NO_PAIR)
         if not prune:
             bound = jnp.where(bound > _NO_PAIR, jnp.inf, _NO_PAIR)
-        known = pairs.replace(mask=progress.inferred)
-        scores = triplet_scores(progress.predicates, known, objects, ranking)
+        known = pairs.replace(mask=inferred)
+        scores = triplet_scores(predicates, known, objects, ranking)
         certain = jnp.sum(scores > bound, dtype=jnp.int32)
 
         def rank():
-            triplets = rank_triplets(progress.predicates, known, objects, ranking, above=bound)
+            triplets = rank_triplets(predicates, known, objects, ranking, above=bound)
             complete = jnp.all(triplets.mask) | (bound == _NO_PAIR)
             # Triplet NMS left too few: wait for a quarter more, so that attempts stay few.
             return _List(triplets, complete, certain + certain // 4)
@@ -98,29 +98,34 @@ def infer_and_rank(
         predicates = jax.tree.map(
             lambda all_, new: all_.at[chunk].set(new, mode="drop"),
             progress.predicates,
-            best_predicates(probs, per_pair),
+            tuple(best_predicates(probs, ranking.predicates_per_pair) for ranking in rankings),
         )
         inferred = progress.inferred.at[chunk].set(True, mode="drop")
         done = progress.done + PAIR_CHUNK
-        progress = progress._replace(done=done, inferred=inferred, predicates=predicates)
         lists = tuple(
-            attempt(ranking, progress, bounds[done], old)
-            for ranking, old in zip(rankings, progress.lists, strict=True)
+            attempt(ranking, own, inferred, bounds[done], old)
+            for ranking, own, old in zip(rankings, predicates, progress.lists, strict=True)
         )
-        return progress._replace(lists=lists)
+        return _Progress(done, inferred, predicates, lists)
 
     def incomplete(progress: _Progress):
         return ~jnp.all(jnp.stack([one.complete for one in progress.lists]))
 
+    shape = jax.ShapeDtypeStruct((count, num_predicates), jnp.float32)
+    empty = jax.tree.map(
+        jnp.zeros_like,
+        tuple(
+            jax.eval_shape(lambda x, r=ranking: best_predicates(x, r.predicates_per_pair), shape)
+            for ranking in rankings
+        ),
+    )
     start = _Progress(
         done=jnp.zeros((), jnp.int32),
         inferred=jnp.zeros(count, bool),
-        predicates=PairPredicates(
-            jnp.zeros((count, per_pair), jnp.float32), jnp.ones((count, per_pair), jnp.int32)
-        ),
+        predicates=empty,
         lists=tuple(
-            _empty_list(ranking, count * min(per_pair, ranking.predicates_per_pair))
-            for ranking in rankings
+            _empty_list(ranking, own.probs.size)
+            for ranking, own in zip(rankings, empty, strict=True)
         ),
     )
     progress = jax.lax.while_loop(incomplete, step, start)

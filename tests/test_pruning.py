@@ -18,7 +18,7 @@ R, Q, CHUNK = 12, 6, 16
 FNET = Ranking(predicates_per_pair=3, max_candidates=200, max_triplets=10)
 SGB = (
     dataclasses.replace(FNET, predicates_per_pair=1, self_pairs=False),
-    dataclasses.replace(FNET, predicates_per_pair=Q - 1, self_pairs=False),
+    dataclasses.replace(FNET, predicates_per_pair=None, self_pairs=False),
 )
 
 
