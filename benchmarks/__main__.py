@@ -9,6 +9,8 @@ from benchmarks.contests import line
 
 GROUPS = {
     "nms": kernels.nms,
+    "triplet_nms": kernels.triplet_nms,
+    "propose": kernels.propose,
     "clustering": kernels.clustering,
     "roi_align": kernels.roi_align,
     "backbone": kernels.backbone,
