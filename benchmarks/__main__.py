@@ -20,6 +20,8 @@ from benchmarks import contests, kernels, peers, pipeline, processes, stages
 GROUPS = {
     "matrix_product": stages.matrix_product,
     "nms": kernels.nms,
+    "triplet_nms": kernels.triplet_nms,
+    "propose": kernels.propose,
     "clustering": kernels.clustering,
     "roi_align": kernels.roi_align,
     "backbone": kernels.backbone,

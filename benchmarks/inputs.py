@@ -6,6 +6,9 @@ NMS; 200 objects make 40,000 pairs at test, 256 make 65,536 in training.
 
 import numpy as np
 
+from fnet_jax.anchors import base_anchors, shifted_anchors
+from fnet_jax.kernels import DELTA_STD
+
 IMAGE = (600, 800)
 MAP = (37, 50)
 CHANNELS = 512
@@ -38,6 +41,40 @@ def trained_boxes(rng: np.random.Generator, count: int, objects: int = 14) -> np
     return _clip(np.concatenate([centre - size / 2, centre + size / 2], axis=1))
 
 
+def detections(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes `[count, 4]` float32 and classes `[count]` int32: 14 things, each found repeatedly."""
+    things = random_boxes(rng, 14)
+    thing = rng.integers(0, len(things), count).astype(np.int32)
+    sides = np.tile(things[:, 2:] - things[:, :2], 2)
+    return _clip(things[thing] + 0.05 * sides[thing] * rng.normal(size=(count, 4))), thing + 1
+
+
+def rpn_outputs(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a trained RPN says of the image: good anchors are likely and moved onto an object.
+
+    Returns:
+      (probabilities `[37, 50, 25]`, deltas `[37, 50, 25, 4]`, anchors `[25, 4]`), all float32.
+    """
+    shapes = np.meshgrid((2, 4, 8, 16, 28), (0.25, 0.5, 1, 2, 4), indexing="ij")
+    base = base_anchors(*(shape.ravel() for shape in shapes))
+    anchors = np.array(shifted_anchors(base, *MAP))
+    things = random_boxes(rng, 14)
+    overlap = np.stack([iou(thing, anchors) for thing in things])  # [things, anchors]
+    thing, overlap = things[overlap.argmax(axis=0)], overlap.max(axis=0)
+    sides, thing_sides = (x[:, 2:] - x[:, :2] + 1 for x in (anchors, thing))
+    shift = (thing - anchors) @ np.tile(np.eye(2), (2, 1)) / 2 / sides
+    exact = np.concatenate([shift, np.log(thing_sides / sides)], axis=1) / DELTA_STD
+    deltas = np.where(overlap[:, None] > 0.3, 0.8 * exact, 0) + 0.7 * rng.normal(size=exact.shape)
+    logits = 12 * (overlap - 0.5) + rng.normal(size=overlap.shape)
+    shape = (*MAP, len(base))
+    probabilities = 1 / (1 + np.exp(-logits))
+    return (
+        probabilities.reshape(shape).astype(np.float32),
+        deltas.reshape(*shape, 4).astype(np.float32),
+        base,
+    )
+
+
 def descending_scores(rng: np.random.Generator, count: int) -> np.ndarray:
     """`[count]` float32 in (0, 1), sorted: most candidates are poor ones."""
     return np.sort(rng.beta(0.4, 3.0, count).astype(np.float32))[::-1].copy()
@@ -49,7 +86,7 @@ def distinct(boxes: np.ndarray, iou_threshold: float, count: int) -> np.ndarray:
     for box in boxes:
         if len(kept) == count:
             break
-        if not kept or _iou(box, np.array(kept)).max() <= iou_threshold:
+        if not kept or iou(box, np.array(kept)).max() <= iou_threshold:
             kept.append(box)
     return np.array(kept)
 
@@ -72,7 +109,8 @@ def _clip(boxes: np.ndarray) -> np.ndarray:
     return clipped.astype(np.float32)
 
 
-def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+def iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU `[N]` of one box with others `[N, 4]`, inclusive pixels."""
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
     intersection = np.prod(np.maximum(high - low + 1, 0), axis=1)
     areas = np.prod(others[:, 2:] - others[:, :2] + 1, axis=1)

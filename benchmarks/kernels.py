@@ -1,5 +1,6 @@
 """The kernels at the model's real sizes, beside torchvision, NumPy and XLA's own operators."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -9,8 +10,10 @@ import numpy as np
 
 from benchmarks import inputs, peers
 from benchmarks.contests import OURS, Contest
-from fnet_jax import kernels
+from fnet_jax import kernels, rpn
+from fnet_jax.anchors import shifted_anchors
 from fnet_jax.backbone import VGG16
+from fnet_jax.detect import ProposalOptions, TestOptions
 
 _FROZEN = 4  # convolutions that are never trained
 _VGG_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
@@ -23,7 +26,7 @@ def _jitted(function, *arrays):
 
 
 def nms() -> Iterator[Contest]:
-    """12000 boxes to 300, to 2000, and to all that survive."""
+    """12000 boxes to 300, to 2000, and to all that survive; ranked ones need no sorting."""
     count = inputs.PRE_NMS
     cases = (
         ("test", *inputs.TEST_NMS, 40.0),
@@ -38,10 +41,71 @@ def nms() -> Iterator[Contest]:
         boxes, scores = generate(rng, count), inputs.descending_scores(rng, count)
         for case, threshold, kept, goal in cases:
             run = functools.partial(kernels.nms, iou_threshold=threshold, max_output=kept)
-            ways = {OURS: _jitted(run, boxes, scores)}
-            if peers.AVAILABLE:
-                ways["torchvision"] = peers.nms(boxes, scores, threshold, kept)
-            yield Contest(f"NMS {count} -> {kept}, {kind} boxes ({case})", ways, goal=goal)
+            for order, rank_by in (("", scores), ("ranked ", None)):
+                ways = {OURS: _jitted(run, boxes, rank_by)}
+                if peers.AVAILABLE:
+                    ways["torchvision"] = peers.nms(boxes, scores, threshold, kept)
+                name = f"NMS {count} -> {kept}, {order}{kind} boxes ({case})"
+                yield Contest(name, ways, goal=goal)
+
+
+def triplet_nms() -> Iterator[Contest]:
+    """10000 ranked triplets to 100, beside a NumPy loop."""
+    options = TestOptions()
+    count, kept = options.max_candidates, options.max_triplets
+    rng = np.random.default_rng(0)
+    boxes, classes = inputs.detections(rng, inputs.TEST_OBJECTS)
+    subjects, others = rng.integers(0, inputs.TEST_OBJECTS, (2, count))
+    predicates = (50 * rng.beta(0.4, 3.0, count)).astype(np.int32)  # few are frequent
+    triplets = boxes[subjects], boxes[others], classes[subjects], predicates, classes[others]
+    run = functools.partial(kernels.triplet_nms, iou_threshold=options.triplet_nms, max_output=kept)
+    ways = {
+        OURS: _jitted(run, *triplets),
+        "numpy": functools.partial(thin_triplets, *triplets, options.triplet_nms, kept),
+    }
+    yield Contest(f"triplet NMS {count} -> {kept}", ways)
+
+
+def thin_triplets(
+    subject_boxes: np.ndarray,
+    object_boxes: np.ndarray,
+    subject_classes: np.ndarray,
+    predicates: np.ndarray,
+    object_classes: np.ndarray,
+    threshold: float,
+    slots: int,
+) -> np.ndarray:
+    """A plain NumPy loop: pick the best triplet left, drop those it suppresses; kept indices."""
+    names = np.ravel_multi_index((subject_classes, predicates, object_classes), (1000,) * 3)
+    left, kept = np.arange(len(names)), []
+    while len(left) and len(kept) < slots:
+        best, left = left[0], left[1:]
+        kept.append(best)
+        same = np.flatnonzero(names[left] == names[best])
+        near = inputs.iou(subject_boxes[best], subject_boxes[left[same]]) > threshold
+        near &= inputs.iou(object_boxes[best], object_boxes[left[same]]) > threshold
+        left = np.delete(left, same[near])
+    return np.array(kept)
+
+
+def propose() -> Iterator[Contest]:
+    """Proposals of an image from the maps of its RPN: decode, rank, suppress."""
+    options = ProposalOptions()
+    foreground, deltas, anchors = inputs.rpn_outputs(np.random.default_rng(0))
+    im_info = np.array([*inputs.IMAGE, 1, *inputs.IMAGE], np.float32)
+
+    def run(foreground, deltas, im_info):
+        return rpn.propose(
+            foreground, deltas, anchors, im_info, inputs.MAP, **dataclasses.asdict(options)
+        )
+
+    ways = {OURS: _jitted(run, foreground, deltas, im_info)}
+    if peers.AVAILABLE:
+        shifted = np.array(shifted_anchors(anchors, *inputs.MAP))
+        ways["torchvision"] = peers.propose(
+            foreground.ravel(), deltas.reshape(-1, 4), shifted, inputs.IMAGE, options
+        )
+    yield Contest(f"proposals of {foreground.size} anchors", ways)
 
 
 def clustering() -> Iterator[Contest]:

@@ -5,6 +5,8 @@ import functools
 import numpy as np
 
 from fnet_jax.backbone import BLOCKS
+from fnet_jax.detect import ProposalOptions
+from fnet_jax.kernels import DELTA_STD
 
 try:
     import torch
@@ -21,6 +23,39 @@ def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, kept: int):
     shifted = torch.from_numpy(boxes + np.array([0, 0, 1, 1], np.float32))
     scores = torch.from_numpy(scores)
     return lambda: torchvision.ops.nms(shifted, scores, iou_threshold)[:kept]
+
+
+def propose(
+    foreground: np.ndarray,
+    deltas: np.ndarray,
+    anchors: np.ndarray,
+    image: tuple[int, int],
+    options: ProposalOptions,
+):
+    """A call that makes proposals of anchors `[N, 4]` in an image of (height, width) pixels.
+
+    Args:
+      foreground, deltas: `[N]` and `[N, 4]` float32.
+    """
+    foreground, deltas, anchors = map(torch.from_numpy, (foreground, deltas, anchors))
+    std = torch.tensor(DELTA_STD)
+    last = torch.tensor([image[1], image[0]] * 2) - 1.0
+    far_side = torch.tensor([0.0, 0.0, 1.0, 1.0])  # as in `nms`
+
+    def run():
+        moves = deltas * std
+        sides = anchors[:, 2:] - anchors[:, :2] + 1
+        centre = anchors[:, :2] + sides / 2 + moves[:, :2] * sides
+        half = sides * torch.exp(moves[:, 2:]) / 2
+        boxes = torch.cat([centre - half, centre + half - 1], dim=1)
+        boxes = torch.minimum(boxes.clamp(min=0), last)
+        valid = (boxes[:, 2:] - boxes[:, :2] + 1 >= options.min_size).all(dim=1)
+        scores, order = torch.topk(torch.where(valid, foreground, -1.0), options.pre_nms)
+        boxes = boxes[order]
+        kept = torchvision.ops.nms(boxes + far_side, scores, options.nms_threshold)
+        return boxes[kept[: options.post_nms]]
+
+    return run
 
 
 def roi_align(features: np.ndarray, rois: np.ndarray, pool_size: int):

@@ -64,7 +64,7 @@ def propose(
     scores, order = jax.lax.top_k(
         jnp.where(valid, foreground.reshape(-1), -1.0), min(pre_nms, valid.size)
     )
-    kept = nms(boxes[order], scores, nms_threshold, post_nms, mask=scores >= 0.0)
+    kept = nms(boxes[order], None, nms_threshold, post_nms, mask=scores >= 0.0)
     zero = jnp.zeros((), jnp.float32)
     return Proposals(
         boxes=jnp.where(kept.mask[:, None], boxes[order[kept.indices]], zero),

@@ -4,7 +4,8 @@ F-Net, sec. 3.2: the union boxes of all R x R object pairs are suppressed greedi
 suppressed pair shares the subgraph of the box that absorbed it.
 """
 
-import math
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,8 @@ from fnet_jax.kernels.boxes import intersection_and_union, union_boxes
 
 # Below this many pairs a smaller array saves nothing.
 _SMALL = 256
+# Pairs come in multiples of this, so that reductions over them vectorise.
+_LANES = 64
 
 
 class PairClusters(NamedTuple):
@@ -38,10 +41,10 @@ class PairClusters(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """Union boxes of unordered pairs; `score` is -inf once a pair belongs to a cluster."""
+    """Union boxes of unordered pairs, P a multiple of `_LANES`."""
 
     box: jax.Array  # [4, P]
-    score: jax.Array  # [P]
+    score: jax.Array  # [P], -inf for invalid pairs and for padding
     code: jax.Array  # [P] int32, i * R + j
 
 
@@ -81,11 +84,12 @@ def cluster_pairs(
     number = boxes.shape[0]
     if mask is None:
         mask = jnp.ones(number, bool)
-    first, second = (index.astype(np.int32) for index in np.triu_indices(number))
-    box = union_boxes(boxes[first], boxes[second]).T
-    valid = mask[first] & mask[second]
+    upper = np.array(np.triu_indices(number), np.int32)  # [2, number * (number + 1) / 2]
+    count = upper.shape[1]
+    first, second = np.pad(upper, ((0, 0), (0, -count % _LANES)))
+    valid = mask[first] & mask[second] & (np.arange(len(first)) < count)
     pairs = _Pairs(
-        box=box,
+        box=union_boxes(boxes[first], boxes[second]).T,
         score=jnp.where(valid, scores[first] * scores[second], -jnp.inf),
         code=jnp.asarray(first * number + second),
     )
@@ -104,7 +108,7 @@ def cluster_pairs(
     cluster = jnp.where(cluster >= 0, renumbered[cluster], -1)
 
     lookup = np.zeros((number, number), np.int32)
-    lookup[first, second] = lookup[second, first] = np.arange(len(first))
+    lookup[upper[0], upper[1]] = lookup[upper[1], upper[0]] = np.arange(count)
     pair_cluster = cluster[lookup]
     ordered = jnp.where(jnp.asarray(first == second), 1, 2)
     slot = jnp.where(pair_cluster >= 0, pair_cluster, capacity)
@@ -120,53 +124,73 @@ def cluster_pairs(
     )
 
 
-def _absorb(pairs: _Pairs, progress: _Progress, iou_threshold: float, *, ranked: bool = False):
+def _absorb(pairs: _Pairs, progress: _Progress, iou_threshold: float):
     """Pick clusters until no pair is left or capacity is exhausted.
 
     Each pick reads all pairs, and most pairs are gone after a few picks: so once a quarter is left
-    the survivors move, best first, to a smaller array, and so on.
-
-    Args:
-      ranked: the pairs are in rank order already, so the first one left is the best.
+    the survivors move to a smaller array, and so on.
 
     Returns:
       (cluster of each pair `[P]` int32 in order of picking or -1, progress).
     """
     size = pairs.score.shape[0]
     capacity = progress.code.shape[0]
-    smaller = math.ceil(size / 4) if size > _SMALL else 0
+    smaller = _round_up(size // 4, _LANES) if size > _SMALL else 0
     lane = jnp.arange(size, dtype=jnp.int32)
+    count = functools.partial(jnp.sum, dtype=jnp.int32)
+
+    def score_left(cluster):
+        return jnp.where(cluster < 0, pairs.score, -jnp.inf)
 
     def picking(state):
-        _, _, progress = state
+        _, progress = state
         return (progress.alive > smaller) & (progress.count < capacity)
 
     def pick(state):
-        score, cluster, progress = state
-        alive = score > -jnp.inf
+        cluster, progress = state
+        score = score_left(cluster)
         # Maximum, then its first place: both reductions vectorise, an argmax does not.
-        best = alive if ranked else score == jnp.max(score)
-        keeper = jnp.min(jnp.where(best, lane, size - 1))
+        keeper = _over_all(jnp.min, jnp.where(score == _over_all(jnp.max, score), lane, size - 1))
         box = pairs.box[:, keeper]
         intersection, union = intersection_and_union(box, pairs.box)
         absorbed = (intersection >= iou_threshold * union) & (union > 0.0)
-        absorbed = (absorbed | (lane == keeper)) & alive
-        cluster = jnp.where(absorbed, progress.count, cluster)
-        progress = _Progress(
+        absorbed = (absorbed | (lane == keeper)) & (score > -jnp.inf)
+        return jnp.where(absorbed, progress.count, cluster), _Progress(
             count=progress.count + 1,
-            alive=progress.alive - jnp.sum(absorbed, dtype=jnp.int32),
+            alive=progress.alive - _over_all(count, absorbed),
             box=progress.box.at[progress.count].set(box),
             code=progress.code.at[progress.count].set(pairs.code[keeper]),
         )
-        return jnp.where(absorbed, -jnp.inf, score), cluster, progress
 
-    state = (pairs.score, jnp.full(size, -1, jnp.int32), progress)
-    score, cluster, progress = jax.lax.while_loop(picking, pick, state)
+    state = (jnp.full(size, -1, jnp.int32), progress)
+    cluster, progress = jax.lax.while_loop(picking, pick, state)
     if smaller:
-        # Stable: equal scores stay in order. If fewer are left, the last ones are absorbed pairs,
-        # inert at -inf; if capacity ran out early, more are left and all of them keep their -1.
-        score, survivors = jax.lax.top_k(score, smaller)
-        rest = _Pairs(pairs.box[:, survivors], score, pairs.code[survivors])
-        rest_cluster, progress = _absorb(rest, progress, iou_threshold, ranked=True)
-        cluster = cluster.at[survivors].max(rest_cluster, unique_indices=True)
+        # They stay in order, for the sake of ties. If fewer are left, the last slots are padding;
+        # if capacity ran out early, more are left and all of them keep their -1.
+        score = score_left(cluster)
+        left = jnp.flatnonzero(score > -jnp.inf, size=smaller, fill_value=size).astype(jnp.int32)
+        rest = _Pairs(
+            box=pairs.box.at[:, left].get(mode="clip"),
+            score=score.at[left].get(mode="fill", fill_value=-jnp.inf),
+            code=pairs.code.at[left].get(mode="clip"),
+        )
+        rest_cluster, progress = _absorb(rest, progress, iou_threshold)
+        cluster = cluster.at[left].set(rest_cluster, mode="drop")
     return cluster, progress
+
+
+def _over_all(reduce: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
+    """`reduce(x)` of `x [P]`, P a multiple of `_LANES`.
+
+    XLA on CPUs reduces a vector element by element, but the rows of a matrix in vectors; without
+    the barrier it merges the two steps into one again.
+    """
+
+    def by_rows(x):
+        return reduce(jax.lax.optimization_barrier(reduce(x.reshape(-1, _LANES), axis=0)))
+
+    return jax.lax.platform_dependent(x, cpu=by_rows, default=reduce)
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple

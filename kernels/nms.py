@@ -44,7 +44,7 @@ class _Candidates(NamedTuple):
 
 def nms(
     boxes: jax.Array,
-    scores: jax.Array,
+    scores: jax.Array | None,
     iou_threshold: float,
     max_output: int,
     *,
@@ -54,7 +54,8 @@ def nms(
 
     Args:
       boxes: `[N, 4]` float32 inclusive pixels. Empty boxes neither suppress nor are suppressed.
-      scores: `[N]` float32; equal scores rank by lowest index.
+      scores: `[N]` float32; equal scores rank by lowest index. None if the boxes are in rank order
+        already, as after `top_k`: sorting them again takes longer than suppressing them.
       iou_threshold: suppression at IoU **>** this, in [0, 1].
       max_output: static number of slots; the best `max_output` survivors are returned.
       mask: `[N]` bool, True for valid boxes (default: all).
@@ -62,8 +63,10 @@ def nms(
     Returns:
       `Kept`, by descending score.
     """
-    no_labels = jnp.zeros((0, boxes.shape[0]), jnp.int32)
-    return _nms_by_score(_Candidates(boxes.T, no_labels), scores, iou_threshold, max_output, mask)
+    candidates = _Candidates(boxes.T, labels=jnp.zeros((0, boxes.shape[0]), jnp.int32))
+    if scores is None:
+        return _nms_in_order(candidates, iou_threshold, max_output, mask)
+    return _nms_by_score(candidates, scores, iou_threshold, max_output, mask)
 
 
 def class_aware_nms(
@@ -105,7 +108,12 @@ def triplet_nms(
         jnp.concatenate([subject_boxes.T, object_boxes.T]),
         jnp.stack([subject_classes, predicates, object_classes]),
     )
-    count = subject_boxes.shape[0]
+    return _nms_in_order(candidates, iou_threshold, max_output, mask)
+
+
+def _nms_in_order(candidates, iou_threshold, max_output, mask) -> Kept:
+    """Suppress candidates that are in rank order."""
+    count = candidates.corners.shape[1]
     if mask is None:
         mask = jnp.ones(count, bool)
     indices = jnp.arange(count, dtype=jnp.int32)
@@ -153,12 +161,12 @@ def _greedy(candidates, indices, mask, suppresses, max_output: int) -> Kept:
     block = min(_BLOCK, count)
     if not block or not max_output:
         return Kept(jnp.zeros(max_output, jnp.int32), jnp.zeros(max_output, bool))
-    padding = -count % block
-    candidates, indices, mask = jax.tree.map(
-        lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)]), (candidates, indices, mask)
-    )
-    # One past the last valid candidate: the walk need not go further.
-    end = jnp.max(jnp.where(mask, jnp.arange(1, count + padding + 1, dtype=jnp.int32), 0))
+    # A block lies together in memory. Sliced out of long rows, XLA on CPUs would compare its pairs
+    # one at a time instead of in vectors.
+    blocks = jax.tree.map(lambda x: _split(x, block), (candidates, indices, mask))
+    # Blocks up to the last valid candidate: the walk need not go further.
+    occupied = jnp.any(blocks[-1], axis=1)
+    end = jnp.max(jnp.where(occupied, jnp.arange(1, len(occupied) + 1, dtype=jnp.int32), 0))
     lane = jnp.arange(block, dtype=jnp.int32)
     earlier = lane[:, None] < lane[None, :]
     # Whole blocks of kept candidates are compared, so the buffer is a multiple of a block, and one
@@ -170,20 +178,20 @@ def _greedy(candidates, indices, mask, suppresses, max_output: int) -> Kept:
         a, b = jax.tree.map(lambda x: x[:, :, None], a), jax.tree.map(lambda x: x[:, None], b)
         return suppresses(a, b)
 
-    def slice_block(columns, start):
-        return jax.lax.dynamic_slice_in_dim(columns, start, block, axis=-1)
-
     def walk_on(state):
-        start, kept_count, _, _ = state
-        return (start < end) & (kept_count < max_output)
+        number, kept_count, _, _ = state
+        return (number < end) & (kept_count < max_output)
 
     def walk(state):
-        start, kept_count, kept, kept_indices = state
-        new = jax.tree.map(lambda x: slice_block(x, start), candidates)
-        alive = slice_block(mask, start)
+        number, kept_count, kept, kept_indices = state
+        new, new_indices, alive = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), blocks
+        )
 
         def against_kept(i, alive):
-            old = jax.tree.map(lambda x: slice_block(x, i * block), kept)
+            old = jax.tree.map(
+                lambda x: jax.lax.dynamic_slice_in_dim(x, i * block, block, axis=-1), kept
+            )
             used = i * block + lane < kept_count
             return alive & ~jnp.any(all_pairs(old, new) & used[:, None], axis=0)
 
@@ -205,8 +213,8 @@ def _greedy(candidates, indices, mask, suppresses, max_output: int) -> Kept:
         slot = kept_count + jnp.cumsum(keep, dtype=jnp.int32) - 1
         slot = jnp.where(keep, slot, slots)
         kept = jax.tree.map(lambda k, x: k.at[:, slot].set(x, mode="drop"), kept, new)
-        kept_indices = kept_indices.at[slot].set(slice_block(indices, start), mode="drop")
-        return start + block, kept_count + jnp.sum(keep, dtype=jnp.int32), kept, kept_indices
+        kept_indices = kept_indices.at[slot].set(new_indices, mode="drop")
+        return number + 1, kept_count + jnp.sum(keep, dtype=jnp.int32), kept, kept_indices
 
     kept = jax.tree.map(lambda x: jnp.zeros((x.shape[0], slots), x.dtype), candidates)
     zero = jnp.zeros((), jnp.int32)
@@ -214,3 +222,11 @@ def _greedy(candidates, indices, mask, suppresses, max_output: int) -> Kept:
     _, kept_count, _, kept_indices = jax.lax.while_loop(walk_on, walk, state)
     used = jnp.arange(max_output, dtype=jnp.int32) < kept_count
     return Kept(jnp.where(used, kept_indices[:max_output], 0), used)
+
+
+def _split(x: jax.Array, block: int) -> jax.Array:
+    """`[..., N]` -> `[blocks, ..., block]`, the last block filled up with zeros."""
+    *leading, count = x.shape
+    blocks = -(-count // block)
+    x = jnp.pad(x, [(0, 0)] * len(leading) + [(0, blocks * block - count)])
+    return jnp.moveaxis(x.reshape(*leading, blocks, block), -2, 0)

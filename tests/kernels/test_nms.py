@@ -51,6 +51,13 @@ def test_nms(max_output, boxes, scores, mask, threshold):
 
 
 @cases.settings
+@hypothesis.given(cases.boxes(N), cases.masks(N), cases.thresholds)
+def test_nms_of_ranked_boxes(boxes, mask, threshold):
+    expected = reference.nms(boxes, np.zeros(N), threshold, N, mask=mask)
+    check(nms(boxes, None, threshold, N, mask), expected)
+
+
+@cases.settings
 @hypothesis.given(
     cases.boxes(N), cases.scores(N), cases.classes(N), cases.masks(N), cases.thresholds
 )
