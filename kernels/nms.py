@@ -49,6 +49,7 @@ def nms(
     max_output: int,
     *,
     mask: jax.Array | None = None,
+    implementation: str | None = None,
 ) -> Kept:
     """Greedy NMS: a box is dropped if a kept box of higher score overlaps it too much.
 
@@ -58,12 +59,27 @@ def nms(
       iou_threshold: suppression at IoU **>** this, in [0, 1].
       max_output: static number of slots; the best `max_output` survivors are returned.
       mask: `[N]` bool, True for valid boxes (default: all).
+      implementation: "xla", or "pallas" for the one kernel of `pallas_nms.py`; both keep the same
+        boxes. None takes the backend's own, which is "xla" everywhere until the other is timed.
 
     Returns:
       `Kept`, by descending score.
+
+    Raises:
+      ValueError: for another `implementation`.
     """
+    if implementation not in (None, "xla", "pallas"):
+        raise ValueError(f'implementation is "xla" or "pallas", not {implementation!r}')
     no_labels = jnp.zeros((0, boxes.shape[0]), jnp.int32)
-    return _nms_by_score(_Candidates(boxes.T, no_labels), scores, iou_threshold, max_output, mask)
+    candidates = _Candidates(boxes.T, no_labels)
+    if implementation != "pallas":
+        return _nms_by_score(candidates, scores, iou_threshold, max_output, mask)
+    # Imported only here, so that the rest does without Pallas.
+    from fnet_jax.kernels import pallas_nms
+
+    ranked, order, mask = _rank(candidates, scores, mask)
+    kept = pallas_nms.suppress_ranked(ranked.corners, order, mask, iou_threshold, max_output)
+    return Kept(*kept)
 
 
 def class_aware_nms(
@@ -114,13 +130,19 @@ def triplet_nms(
 
 def _nms_by_score(candidates, scores, iou_threshold, max_output, mask) -> Kept:
     """Suppress in order of descending score."""
+    ranked, order, mask = _rank(candidates, scores, mask)
+    return _greedy(ranked, order, mask, _overlap_predicate(iou_threshold), max_output)
+
+
+def _rank(candidates, scores, mask):
+    """Candidates by descending score, their indices `[N]` int32, and their mask (None: all)."""
     count = scores.shape[0]
     if mask is None:
         mask = jnp.ones(count, bool)
     key = jnp.where(mask, -scores, jnp.inf)  # masked ones last: the walk ends before them
     _, order = jax.lax.sort_key_val(key, jnp.arange(count, dtype=jnp.int32), is_stable=True)
     ranked = jax.tree.map(lambda column: column[:, order], candidates)
-    return _greedy(ranked, order, mask[order], _overlap_predicate(iou_threshold), max_output)
+    return ranked, order, mask[order]
 
 
 def _overlap_predicate(iou_threshold: float) -> Callable[[Any, Any], jax.Array]:
