@@ -49,6 +49,7 @@ def nms(
     max_output: int,
     *,
     mask: jax.Array | None = None,
+    implementation: str | None = None,
 ) -> Kept:
     """Greedy NMS: a box is dropped if a kept box of higher score overlaps it too much.
 
@@ -59,14 +60,26 @@ def nms(
       iou_threshold: suppression at IoU **>** this, in [0, 1].
       max_output: static number of slots; the best `max_output` survivors are returned.
       mask: `[N]` bool, True for valid boxes (default: all).
+      implementation: "xla", or "pallas" for the one kernel of `pallas_nms.py`; both keep the same
+        boxes. None takes the backend's own, which is "xla" everywhere until the other is timed.
 
     Returns:
       `Kept`, by descending score.
+
+    Raises:
+      ValueError: for another `implementation`.
     """
+    if implementation not in (None, "xla", "pallas"):
+        raise ValueError(f'implementation is "xla" or "pallas", not {implementation!r}')
     candidates = _Candidates(boxes.T, labels=jnp.zeros((0, boxes.shape[0]), jnp.int32))
-    if scores is None:
-        return _nms_in_order(candidates, iou_threshold, max_output, mask)
-    return _nms_by_score(candidates, scores, iou_threshold, max_output, mask)
+    if implementation != "pallas":
+        return _suppress(candidates, scores, mask, iou_threshold, max_output)
+    # Imported only here, so that the rest does without Pallas.
+    from fnet_jax.kernels import pallas_nms
+
+    ranked, order, mask = _rank(candidates, scores, mask)
+    kept = pallas_nms.suppress_ranked(ranked.corners, order, mask, iou_threshold, max_output)
+    return Kept(*kept)
 
 
 def class_aware_nms(
@@ -80,7 +93,7 @@ def class_aware_nms(
 ) -> Kept:
     """`nms` in which only boxes of the same class (`classes [N]` int32) suppress each other."""
     candidates = _Candidates(boxes.T, classes[None])
-    return _nms_by_score(candidates, scores, iou_threshold, max_output, mask)
+    return _suppress(candidates, scores, mask, iou_threshold, max_output)
 
 
 def triplet_nms(
@@ -108,27 +121,26 @@ def triplet_nms(
         jnp.concatenate([subject_boxes.T, object_boxes.T]),
         jnp.stack([subject_classes, predicates, object_classes]),
     )
-    return _nms_in_order(candidates, iou_threshold, max_output, mask)
+    return _suppress(candidates, None, mask, iou_threshold, max_output)
 
 
-def _nms_in_order(candidates, iou_threshold, max_output, mask) -> Kept:
-    """Suppress candidates that are in rank order."""
+def _suppress(candidates, scores, mask, iou_threshold, max_output) -> Kept:
+    """Suppress candidates in rank order."""
+    ranked, order, mask = _rank(candidates, scores, mask)
+    return _greedy(ranked, order, mask, _overlap_predicate(iou_threshold), max_output)
+
+
+def _rank(candidates, scores, mask):
+    """Candidates by descending score (None: as they come), their indices `[N]`, and their mask."""
     count = candidates.corners.shape[1]
     if mask is None:
         mask = jnp.ones(count, bool)
     indices = jnp.arange(count, dtype=jnp.int32)
-    return _greedy(candidates, indices, mask, _overlap_predicate(iou_threshold), max_output)
-
-
-def _nms_by_score(candidates, scores, iou_threshold, max_output, mask) -> Kept:
-    """Suppress in order of descending score."""
-    count = scores.shape[0]
-    if mask is None:
-        mask = jnp.ones(count, bool)
+    if scores is None:
+        return candidates, indices, mask
     key = jnp.where(mask, -scores, jnp.inf)  # masked ones last: the walk ends before them
-    _, order = jax.lax.sort_key_val(key, jnp.arange(count, dtype=jnp.int32), is_stable=True)
-    ranked = jax.tree.map(lambda column: column[:, order], candidates)
-    return _greedy(ranked, order, mask[order], _overlap_predicate(iou_threshold), max_output)
+    _, order = jax.lax.sort_key_val(key, indices, is_stable=True)
+    return jax.tree.map(lambda column: column[:, order], candidates), order, mask[order]
 
 
 def _overlap_predicate(iou_threshold: float) -> Callable[[Any, Any], jax.Array]:
