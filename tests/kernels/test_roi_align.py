@@ -1,6 +1,7 @@
 """ROI-align against the NumPy reference, sample by sample; its gradient against the adjoint."""
 
 import functools
+import importlib
 
 import hypothesis
 import jax
@@ -68,6 +69,23 @@ def test_more_rois_than_a_chunk():
     rng = np.random.default_rng(1)
     x, rois = features(), rng.uniform(-20, 160, (53, 4)).astype(np.float32)
     close(jitted(x, rois), reference.roi_align(x, rois, pool_size=POOL, spatial_scale=SCALE))
+
+
+def test_every_backend_has_the_same_result(monkeypatch):
+    """The CPU has a form of its own; that of the others runs here in its place."""
+    expected = jitted(features(), special_rois)
+    module = importlib.import_module("fnet_jax.kernels.roi_align")
+    monkeypatch.setattr(module, "_by_taps", module._dense)
+    close(jax.jit(lambda *args: roi_align(*args))(features(), special_rois), expected)
+
+
+def test_many_taps():
+    """A bin of all cells, beside ROIs that need fewer steps."""
+    x = features(height=23, width=31)
+    rois = np.array([[0, 0, 495, 367], [16, 16, 40, 360], [100, 50, 480, 70], [5, 5, 9, 9]])
+    pool = functools.partial(roi_align, pool_size=1)
+    expected = reference.roi_align(x, rois, pool_size=1, spatial_scale=SCALE)
+    close(jax.jit(pool)(x, rois.astype(np.float32)), expected)
 
 
 def test_no_rois():
