@@ -25,6 +25,7 @@ GROUPS = {
     "clustering": kernels.clustering,
     "roi_align": kernels.roi_align,
     "backbone": kernels.backbone,
+    "region_convolutions": kernels.region_convolutions,
     "stages": stages.stages,
     "detection": stages.detection,
     "training": stages.training,

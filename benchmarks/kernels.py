@@ -16,6 +16,7 @@ from fnet_jax.backbone import VGG16
 from fnet_jax.detect import ProposalOptions, TestOptions
 
 _FROZEN = 4  # convolutions that are never trained
+_REGIONS = 256  # subgraphs, in the smallest bucket
 _VGG_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 
 
@@ -196,3 +197,31 @@ def backbone() -> Iterator[Contest]:
         ways["torch"], both["torch"] = peers.vgg16(image, filters, _FROZEN)
     yield Contest("VGG16 600x800 forward", ways, goal=1.3)
     yield Contest("VGG16 600x800 forward + backward", both, goal=1.4)
+
+
+def region_convolutions() -> Iterator[Contest]:
+    """One 3x3 convolution of the subgraphs' maps beside XLA's own, forward and both gradients."""
+    rng = np.random.default_rng(0)
+    channels = inputs.CHANNELS
+    kernel = rng.normal(size=(3, 3, channels, channels)) * (2 / 9 / channels) ** 0.5
+    for pool_size in inputs.POOL_SIZES:
+        shape = (_REGIONS, pool_size, pool_size, channels)
+        x, cotangent = np.maximum(rng.normal(size=shape), 0), rng.normal(size=shape)
+        arrays = [a.astype(np.float32) for a in (x, kernel, cotangent)]
+        forward, backward = {}, {}
+        for name, convolve in ((OURS, kernels.convolve), ("XLA", _convolve_by_xla)):
+
+            def gradients(x, kernel, cotangent, convolve=convolve):
+                return jax.vjp(convolve, x, kernel)[1](cotangent)
+
+            forward[name] = _jitted(convolve, *arrays[:2])
+            backward[name] = _jitted(gradients, *arrays)
+        title = f"3x3 convolution of {_REGIONS} maps P={pool_size}"
+        yield Contest(f"{title} forward", forward)
+        yield Contest(f"{title} backward", backward)
+
+
+def _convolve_by_xla(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
