@@ -45,6 +45,17 @@ def untrained_params() -> dict:
     return jax.device_put(jax.tree_util.tree_map_with_path(draw, template))
 
 
+@functools.cache
+def peaked_params() -> dict:
+    """Untrained weights with certain heads: a few pairs are far more likely than all others."""
+    params = untrained_params()
+    heads = {"object_score": 1000.0, "predicate_score": 100.0}
+    return params | {
+        name: jax.tree.map(lambda x, f=factor: f * x, params[name])
+        for name, factor in heads.items()
+    }
+
+
 def example(seed: int = 0) -> dict[str, np.ndarray]:
     """An image of smooth noise with a few annotated objects, in the format of a batch's row."""
     rng = np.random.default_rng(seed)
