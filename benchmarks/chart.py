@@ -32,7 +32,7 @@ def draw(rows: list[dict], yardstick: float, path: str) -> None:
     axes.bar_label(bars, labels, padding=4, fontsize=9)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=9)
     axes.invert_yaxis()
-    axes.set_xlim(right=1.35 * max(times))
+    axes.set_xlim(right=1.45 * max(times))
     axes.set_xlabel("milliseconds")
     axes.set_title(f"Image -> graph, 600 x 800, untrained: {sum(times) / 1e3:.2f} s in all stages")
     axes.spines[["top", "right"]].set_visible(False)

@@ -18,12 +18,14 @@ class Contest:
       ways: name -> call without arguments; "ours" among them.
       goal: how many times faster than the first peer we mean to be, if that was stated.
       multiply_adds: of the work as we do it, if that is mostly matrix products.
+      images: whole images in it, whose latency users wait for.
     """
 
     name: str
     ways: Mapping[str, Callable[[], Any]]
     goal: float | None = None
     multiply_adds: float | None = None
+    images: int | None = None
 
     def measure(self) -> dict[str, Any]:
         """Runs all ways in turn; a row of the table."""
@@ -43,6 +45,9 @@ class Contest:
             row["goal"] = self.goal
         if self.multiply_adds is not None:
             row["gmac_per_second"] = round(self.multiply_adds / ours.median / 1e9, 1)
+        if self.images is not None:
+            row["p95_ms"] = round(1e3 * ours.percentile(95), 1)
+            row["images_per_second"] = round(self.images / ours.median, 2)
         return row
 
 
@@ -59,4 +64,6 @@ def line(row: Mapping[str, Any]) -> str:
         parts.append(f"goal {row['goal']:g}x")
     if "gmac_per_second" in row:
         parts.append(f"{row['gmac_per_second']:g} GMAC/s")
+    if "p95_ms" in row:
+        parts.append(f"p95 {row['p95_ms']:.0f} ms, {row['images_per_second']:g} images/s")
     return "  ".join(parts)

@@ -30,5 +30,5 @@ def input_pipeline() -> Iterator[Contest]:
     }
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # Per core: in training each worker process has one.
-    yield Contest(f"decode, resize, pad one photo ({len(encoded) // 1024} KB JPEG)", ways)
+    yield Contest(f"decode, resize, pad one photo ({len(encoded) // 1024} KB JPEG)", ways, images=1)
     cv2.setNumThreads(threads)

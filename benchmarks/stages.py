@@ -176,16 +176,15 @@ def detection() -> Iterator[Contest]:
     ):
         pairs = int(programs[OURS](params, example).inferred_pairs)
         ways = {name: functools.partial(run, params, example) for name, run in programs.items()}
-        yield Contest(f"image -> graph 600x800, {kind}, {pairs} pairs inferred", ways)
+        yield Contest(f"image -> graph 600x800, {kind}, {pairs} pairs inferred", ways, images=1)
 
 
 def training() -> Iterator[Contest]:
     """Losses and gradients of one image, 256 objects and 512 relationships."""
     example, params = jax.device_put(models.example()), models.untrained_params()
     step = jax.jit(models.training_step)
-    yield Contest(
-        "training step 600x800, without the update", {OURS: lambda: step(params, example)}
-    )
+    ways = {OURS: lambda: step(params, example)}
+    yield Contest("training step 600x800, without the update", ways, images=1)
 
 
 def _vgg_multiply_adds() -> float:

@@ -35,13 +35,14 @@ def test_ratios_are_paired_by_round():
 
 def test_a_row_and_its_line():
     contest = contests.Contest(
-        "work", {"ours": lambda: None, "theirs": lambda: sum(range(20000))}, 2.0, 1e6
+        "work", {"ours": lambda: None, "theirs": lambda: sum(range(20000))}, 2.0, 1e6, 1
     )
     row = contest.measure()
     assert row["ratio"]["theirs"] > 1
     assert row["goal"] == 2.0
     text = contests.line(row)
     assert "work" in text and "theirs" in text and "goal 2x" in text and "GMAC/s" in text
+    assert "p95" in text and row["images_per_second"] > 0
 
 
 def test_waste_of_buckets():
