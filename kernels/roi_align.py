@@ -5,7 +5,7 @@ bin and axis, samples outside `[-1, size]` count as zero, samples beyond the bor
 border. Where a sample falls, how it is weighted and whether it counts depend on each axis alone, so
 an ROI is two small matrices: `out[p, q, c] = sum_h sum_w Ay[p, h] Ax[q, w] F[h, w, c]`. Dense
 products, forward and backward; no scatter, and the same result on every run. On a CPU the forward
-pass gathers the few cells that have a weight instead, a tenth of the multiply-adds or less.
+pass gathers the few cells that have a weight instead, some twentieth of the multiply-adds.
 """
 
 import functools
@@ -161,7 +161,7 @@ def _by_taps(features, rows, columns):
 def _taps(bins: _Bins) -> tuple[jax.Array, jax.Array]:
     """First cell that each bin reads, `[N, P]`, and blocks that cover any bin of an ROI, `[N]`.
 
-    Rounding may move a sample across a cell's centre only where the cell missed weighs nothing.
+    Where rounding moves a sample across a centre, the cell missed weighs next to nothing.
     """
     last_sample = jnp.ceil(bins.size) - 1.0
     ends = jnp.stack([jnp.zeros_like(last_sample), last_sample], axis=-1)  # [N, 2]
