@@ -1,9 +1,11 @@
 """The golden models again with Winograd in every convolution: they are too narrow to choose it."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from fnet_jax.kernels import convolution, winograd
-from tests.parity.golden_models import NAMES
+from tests.parity.golden_models import NAMES, network
 from tests.parity.test_model import (  # noqa: F401
     test_backbone,
     test_from_image,
@@ -14,7 +16,6 @@ from tests.parity.test_model import (  # noqa: F401
 from tests.parity.test_training import (  # noqa: F401
     test_gradients,
     test_gradients_in_double_precision,
-    test_losses,
 )
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
@@ -22,16 +23,22 @@ pytestmark = pytest.mark.parametrize("name", NAMES)
 
 @pytest.fixture(autouse=True)
 def everywhere(monkeypatch):
-    """Every layer uses Winograd; a test in which none does proves nothing, and fails."""
     monkeypatch.setattr(convolution, "_WIDE", 0)
     monkeypatch.setattr(convolution, "_MANY", 0)
-    used = []
+
+
+def test_every_layer_uses_it(name, monkeypatch):
+    """Without this the tests above and below would prove nothing."""
+    model, params = network(name)
+    tiles = []
     convolve = winograd.convolve
-
-    def counted(x, kernel, tile):
-        used.append(tile)
-        return convolve(x, kernel, tile)
-
-    monkeypatch.setattr(winograd, "convolve", counted)
-    yield
-    assert used
+    monkeypatch.setattr(
+        winograd,
+        "convolve",
+        lambda x, kernel, tile: tiles.append(tile) or convolve(x, kernel, tile),
+    )
+    image = jax.ShapeDtypeStruct((64, 96, 3), jnp.float32)
+    jax.eval_shape(lambda image: model.apply({"params": params}, image), image)
+    # Thirteen layers of VGG16, one of the RPN, two of the subgraphs.
+    assert len(tiles) == 16
+    assert set(tiles) == ({4, 5} if model.pool_size == 5 else {4})
