@@ -56,7 +56,8 @@ class SinusoidLinear(nn.Module):
         @jax.checkpoint  # Cheaper to compute again than to keep.
         def add_wavelength(total, wave):
             wavelength, weights = wave  # (), (2, 4) of sine and cosine
-            sine, cosine = sincos(position * 100.0 / wavelength)
+            waves = sincos(position * 100.0 / wavelength)
+            sine, cosine = (wave.astype(kernel.dtype) for wave in waves)
             total += jnp.tensordot(weights[0], sine, 1) + jnp.tensordot(weights[1], cosine, 1)
             return total, None
 
@@ -64,7 +65,7 @@ class SinusoidLinear(nn.Module):
             jnp.asarray(wavelengths, position.dtype),
             kernel.reshape(4, 2, count).transpose(2, 1, 0),  # (k, sine or cosine, coordinate)
         )
-        total, _ = jax.lax.scan(add_wavelength, jnp.zeros_like(position[0]), waves)
+        total, _ = jax.lax.scan(add_wavelength, jnp.zeros(position.shape[1:], kernel.dtype), waves)
         return total + bias
 
 

@@ -91,8 +91,8 @@ class SceneGraph:
     proposal_mask: jax.Array  # (M,) bool
     num_subgraphs: jax.Array  # () int32
     overflow: jax.Array  # () int32, ordered pairs that found no subgraph slot
-    inferred_pairs: jax.Array  # () int32, pairs whose predicates were needed for the ranking
     # Rankings by the rules of the SGB protocol, where asked for: the best predicate of each pair,
     # and all predicates of all pairs; by the product of the three scores.
     constrained: Triplets | None = None
     unconstrained: Triplets | None = None
+    inferred_pairs: jax.Array | None = None  # () int32, pairs that the ranking had to look at
