@@ -32,6 +32,11 @@ def initializers(kernel_init: str | float, fan_in: int):
     return nn.initializers.normal(kernel_init), default
 
 
+def rounded(x, dtype: str):
+    """x in a narrower dtype. "float32" leaves x as it is, be it wider."""
+    return x if dtype == "float32" else x.astype(dtype)
+
+
 class Linear(nn.Module):
     """y = x W + b over the last axis; also every 1x1 convolution of a channels-last map.
 
@@ -47,9 +52,9 @@ class Linear(nn.Module):
     def __call__(self, x):  # (..., in) -> (..., features)
         kernel_init, bias_init = initializers(self.kernel_init, x.shape[-1])
         kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features))
-        y = jnp.matmul(
-            x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32
-        )
+        sum_dtype = jnp.promote_types(x.dtype, kernel.dtype)
+        x, kernel = rounded(x, self.dtype), rounded(kernel, self.dtype)
+        y = jnp.matmul(x, kernel, preferred_element_type=sum_dtype)
         if self.use_bias:
             y = y + self.param("bias", bias_init, (self.features,))
         return y
@@ -70,7 +75,7 @@ class Conv3x3(nn.Module):
         shape = (3, 3, x.shape[-1], self.features)
         kernel_init, bias_init = initializers(self.kernel_init, 9 * x.shape[-1])
         kernel = self.param("kernel", kernel_init, shape)
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype)).astype(jnp.float32)
+        y = convolve(rounded(x, self.dtype), rounded(kernel, self.dtype)).astype(x.dtype)
         return y + self.param("bias", bias_init, (self.features,))
 
 
