@@ -19,14 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.transforms import Bbox
 
-from fnet_jax.metrics import overlaps
+from fnet_jax.inference.selection import select
 
 _ROW_SIZE = (15.0, 7.0)  # inches
 _DPI = 110
 _FONT_SIZE = 10
-# Detections of one class that overlap more than this are drawn as one object. Duplicates are
-# ranked down by the network, never removed.
-_SAME_OBJECT = 0.5
 # Dark and saturated tones of a qualitative palette; light ones vanish on photos.
 _COLORS = [
     *matplotlib.colormaps["tab10"].colors,
@@ -94,56 +91,18 @@ def draw_scene_graph(
 
 
 def _select(graph: dict, top_k: int, min_score: float) -> tuple[list[_Node], list[_Edge]]:
-    objects, representative = graph["objects"], _representatives(graph["objects"])
-    chosen: dict[tuple[int, int], str] = {}
-    between_duplicates: set[tuple[int, int]] = set()
-    for triplet in graph["triplets"]:
-        ends = triplet["subject"], triplet["object"]
-        pair = tuple(representative[end] for end in ends)
-        if len(chosen) + len(between_duplicates) >= top_k or triplet["score"] < min_score:
-            continue
-        if pair[0] == pair[1] and ends[0] != ends[1]:
-            # Two detections of one object: it takes its place, but relates nothing to itself.
-            between_duplicates.add(pair)
-        else:
-            chosen.setdefault(pair, triplet["predicate"])
-    indices = sorted({index for pair in chosen for index in pair})
-    if not indices:
-        best = sorted(set(representative), key=lambda index: -objects[index]["score"])[:top_k]
-        indices = sorted(index for index in best if objects[index]["score"] >= min_score)
+    indices, relations = select(graph, top_k, min_score)
     nodes = []
     counts: dict[str, int] = {}
     for position, index in enumerate(indices):
-        name = objects[index]["class"]
+        found = graph["objects"][index]
+        name = found["class"]
         counts[name] = counts.get(name, 0) + 1
         color = to_rgb(_COLORS[position % len(_COLORS)])
-        nodes.append(_Node(f"{name} {counts[name]}", objects[index]["box"], color))
+        nodes.append(_Node(f"{name} {counts[name]}", found["box"], color))
     node_of = {index: position for position, index in enumerate(indices)}
-    edges = [_Edge(node_of[i], node_of[j], predicate) for (i, j), predicate in chosen.items()]
+    edges = [_Edge(node_of[r.subject], node_of[r.object], r.predicate) for r in relations]
     return nodes, edges
-
-
-def _representatives(objects: Sequence[dict]) -> list[int]:
-    """For each object the best-scored one of its class that it duplicates, or itself."""
-    if not objects:
-        return []
-    iou = overlaps([o["box"] for o in objects], [o["box"] for o in objects])
-    representative = list(range(len(objects)))
-    kept: list[int] = []
-    for index in sorted(range(len(objects)), key=lambda index: -objects[index]["score"]):
-        same = [
-            other
-            for other in kept
-            if objects[other]["class"] == objects[index]["class"]
-            and iou[other, index] > _SAME_OBJECT
-            # Equal scores: both are annotated, or neither is the better one.
-            and objects[other]["score"] > objects[index]["score"]
-        ]
-        if same:
-            representative[index] = max(same, key=lambda other: iou[other, index])
-        else:
-            kept.append(index)
-    return representative
 
 
 def _show_image(axes: Axes, image: np.ndarray) -> None:
