@@ -11,6 +11,7 @@
   ];
   const FONT_SIZE = 12; // screen pixels, of all labels in the image and the graph
   const PILL_HEIGHT = 21;
+  const LONGEST = 26; // characters of a label
   const SMALL_IMAGE = 200; // pixels; smaller ones are shown as the squares they are
   const MAX_ZOOM = 4;
   const MANY_EDGES = 40; // more are drawn paler, below the names
@@ -49,6 +50,12 @@
   function number(value) {
     if (value === 0) return "0";
     return Math.abs(value) < 0.001 ? value.toExponential(1) : value.toPrecision(3);
+  }
+
+  /** A name as labels show it; the list and what is read aloud have all of it. */
+  function short(name) {
+    const letters = [...name];
+    return letters.length > LONGEST ? `${letters.slice(0, LONGEST - 1).join("")}…` : name;
   }
 
   function counted(count, noun) {
@@ -273,10 +280,12 @@
     const unit = width / part("stage").clientWidth; // image pixels in a screen pixel
     const area = (object) => extent(object).w * extent(object).h;
     const smallFirst = [...shown.objects].sort((a, b) => area(a) - area(b));
-    const places = new Places({ x: 0, y: 0, w: width, h: height });
+    // Beside a narrow image there is room, too.
+    const beside = (part("stage").parentElement.clientWidth * unit - width) / 2;
+    const places = new Places({ x: -beside, y: 0, w: width + 2 * beside, h: height });
     const groups = smallFirst.map((object) => {
       const box = extent(object);
-      const { name } = objects[object];
+      const name = short(objects[object].name);
       const w = (textWidth(name) + 12) * unit;
       // Small boxes have the fewest good places for a label, so they choose first.
       const label = places.place(labelSpots(box, w, 19 * unit));
@@ -454,14 +463,14 @@
     const nodes = shown.objects.map((object) => {
       const { x, y, w, h } = extent(object);
       const home = { x: clamp((x + w / 2) / width, 0, 1), y: clamp((y + h / 2) / height, 0, 1) };
-      return { object, home, w: textWidth(objects[object].name) + 18, h: PILL_HEIGHT };
+      return { object, home, w: textWidth(short(objects[object].name)) + 18, h: PILL_HEIGHT };
     });
     const index = new Map(shown.objects.map((object, position) => [object, position]));
     const links = shown.relations.map((relation) => ({
       relation,
       from: index.get(relation.subject),
       to: index.get(relation.object),
-      w: textWidth(relation.predicate) + 10,
+      w: textWidth(short(relation.predicate)) + 10,
     }));
     world = { nodes, links, ...layout(nodes, links, panel.clientWidth, panel.clientHeight) };
     fit();
@@ -483,7 +492,10 @@
     keepInView();
   }
 
+  const isZoomed = () => view.scale > 1.001 / world.stretch;
+
   function pan(dx, dy) {
+    if (!isZoomed()) return; // all is in view already
     view.x += dx;
     view.y += dy;
     keepInView();
@@ -525,13 +537,13 @@
       svg("g", {}, ...labels),
     );
     part("canvas").classList.toggle("is-dense", edges.length > MANY_EDGES);
-    part("canvas").classList.toggle("is-zoomed", view.scale > 1.001 / world.stretch);
+    part("canvas").classList.toggle("is-zoomed", isZoomed());
     readyToFocus(part("nodes"));
     highlight();
   }
 
   function nodeGroup({ object, x, y, spot }) {
-    const { name } = image().objects[object];
+    const name = short(image().objects[object].name);
     return objectGroup(
       object,
       `object node${spot.covered ? " is-covered" : ""}`,
@@ -604,7 +616,7 @@
         y: y + h / 2,
         "aria-hidden": "true",
       },
-      relation.predicate,
+      short(relation.predicate),
     );
   }
 
@@ -775,12 +787,13 @@
   function show(index) {
     state.index = index;
     state.pinned = state.hovered = null;
-    const { picture, width, height, line } = image();
+    const { picture, width, height, objects, line } = image();
     const photo = part("photo");
     photo.src = picture;
     photo.alt = `${line.image}, in which objects are marked`;
     photo.classList.toggle("small", Math.max(width, height) < SMALL_IMAGE);
     part("stage").style.setProperty("--ratio", width / height);
+    part("canvas").style.setProperty("--objects", objects.length);
     part("file").textContent = line.image;
     part("size").textContent = `${width} × ${height} px`;
     const link = part("download");
@@ -839,8 +852,14 @@
     if (!keys.includes(state.hovered)) state.hovered = null;
     showFilters();
     showList();
-    showBoxes();
     readyToFocus(part("list"));
+    draw();
+  }
+
+  /** Draws what depends on sizes on the screen. */
+  function draw() {
+    if (!part("stage").clientWidth || !part("canvas").clientHeight) return; // a hidden frame
+    showBoxes();
     readyToFocus(part("boxes"));
     arrange();
   }
@@ -876,12 +895,7 @@
     listenToFilters();
     listenToPointers();
     show(imageOfAddress());
-    // Sizes on the screen decide where labels go.
-    new ResizeObserver(() => {
-      showBoxes();
-      readyToFocus(part("boxes"));
-      arrange();
-    }).observe(part("canvas"));
+    new ResizeObserver(draw).observe(part("canvas"));
   }
 
   start();

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from fnet_jax.errors import UserError
-from fnet_jax.inference import page as page_module
 from fnet_jax.inference.page import page_html, write_page
 from fnet_jax.inference.selection import select
 from tests.inference.graphs import empty, scene
@@ -445,6 +444,28 @@ def test_empty_cases(show):
     assert keys(page, "#boxes .object") == keys(page, ".node") == {"o0"}
 
 
+def test_long_names_are_shortened_in_labels_only(show):
+    entry = scene(3)
+    name = "a very long name of something " * 4
+    entry[1]["objects"][entry[1]["triplets"][0]["subject"]]["class"] = name
+    page = show([entry], width=390, height=844)
+    assert name in page.text_content("#list .row[data-key=r1]")
+    labels = page.locator("#boxes .name, #nodes .name").all_text_contents()
+    assert labels.count("a very long name of somet…") == 2
+    pills = page.eval_on_selector_all(
+        "#nodes .pill", "found => found.map(e => e.getBoundingClientRect().toJSON())"
+    )
+    assert all(pill["left"] >= 12 and pill["right"] <= 378 for pill in pills)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_labels_of_a_narrow_image_stand_beside_it(show):
+    _, graph = scene(1, relations=0, size=(900, 30))
+    page = show([(np.zeros((900, 30, 3), np.uint8), graph)])
+    assert page.is_visible("#boxes .tag .name")
+    assert page.locator("#stage").bounding_box()["width"] < 40
+
+
 def test_no_image_at_all(show):
     page = show([])
     assert page.inner_text("#nothing") == "There are no images on this page."
@@ -461,8 +482,10 @@ def test_download_is_the_line(show, tmp_path):
     assert json.loads(download.value.path().read_text()) == entry[1]
 
 
-@pytest.mark.parametrize(("width", "height"), [(1400, 900), (800, 1000), (390, 844)])
-@pytest.mark.parametrize("count", [3, 60])
+@pytest.mark.parametrize(
+    ("count", "width", "height"),
+    [(3, 1400, 900), (60, 1400, 900), (60, 800, 1000), (3, 390, 844), (60, 390, 844)],
+)
 def test_labels_keep_apart_and_nothing_is_cut_off(show, width, height, count):
     page = show([scene(count, size=(480, 640))], width=width, height=height, top_k=count)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -585,23 +608,20 @@ def contrast(a: str, b: str) -> float:
 
 
 def test_in_a_frame(visit, tmp_path):
-    entry = scene(4)
-    frame = html.escape(page_html([entry]))
+    """In one that is hidden at first, as in a tab, and may do nothing but run its script."""
     outer = tmp_path / "outer.html"
     outer.write_text(
-        f'<!doctype html><iframe srcdoc="{frame}" sandbox="allow-scripts" '
-        'width="1200" height="700"></iframe>'
+        f'<!doctype html><iframe srcdoc="{html.escape(page_html([scene(4), scene(3)]))}" '
+        'sandbox="allow-scripts" width="1200" height="700" style="display: none"></iframe>'
     )
     page = visit(outer, width=1300, height=800)
+    page.eval_on_selector("iframe", "frame => { frame.style.display = 'block'; }")
     inner = page.frame_locator("iframe")
     inner.locator("#list .row[data-key=r1]").click()
     assert inner.locator("#boxes .object.is-active").count() == 2
+    assert inner.locator("#nodes .node.is-active").count() == 2
     page.keyboard.press("Escape")
-    assert inner.locator("#boxes .object.is-active").count() == 0 or (
-        inner.locator("[aria-pressed=true]").count() == 0
-    )
-
-
-def test_assets_are_beside_the_module():
-    names = {path.name for path in page_module._ASSETS.glob("page.*")}
-    assert {"page.html", "page.css", "page.js"} <= names
+    assert inner.locator("[aria-pressed=true]").count() == 0
+    page.keyboard.press("ArrowRight")
+    assert inner.locator("#nodes .node").count() == 3
+    assert page.url == outer.as_uri()
