@@ -96,6 +96,7 @@
 
   function showFilters() {
     const items = candidates();
+    part("filters").hidden = !items.length;
     const noun = image().relations.length ? "relationship" : "object";
     const most = Math.max(1, ...items.map((item) => item.place));
     for (const input of [part("top"), part("top-number")]) {
@@ -339,7 +340,8 @@
     const steps = 260;
     for (let step = 0; step < steps; step += 1) {
       const heat = 1 - step / steps;
-      repel(nodes, reach, heat);
+      // Without arrows to be drawn, nodes can stay where the objects are.
+      if (links.length) repel(nodes, reach, heat);
       for (const link of links) pull(nodes[link.from], nodes[link.to], link.w, reach, heat);
       for (const node of nodes) {
         node.x += 0.015 * heat * (node.anchor.x - node.x);

@@ -45,7 +45,10 @@ def visit(browser):
 
     def open_(path, *, width=1400, height=900, fragment="", **options):
         context = browser.new_context(
-            viewport={"width": width, "height": height}, offline=True, **options
+            viewport={"width": width, "height": height},
+            offline=True,
+            reduced_motion="reduce",
+            **options,
         )
         contexts.append(context)
         context.route("**/*", forbid)
