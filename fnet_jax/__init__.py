@@ -2,9 +2,14 @@
 
 import importlib
 
-_HOMES = {"FactorizableNet": "fnet_jax.model", "load_checkpoint": "fnet_jax.weights"}
+_HOMES = {
+    "FactorizableNet": "fnet_jax.model",
+    "SceneGraph": "fnet_jax.inference.scene_graph",
+    "SceneGraphPredictor": "fnet_jax.inference.predictor",
+    "load_checkpoint": "fnet_jax.weights",
+}
 
-__all__ = ["FactorizableNet", "load_checkpoint"]
+__all__ = ["FactorizableNet", "SceneGraph", "SceneGraphPredictor", "load_checkpoint"]
 
 
 def __getattr__(name: str):

@@ -111,7 +111,11 @@ class Checkpoints:
 
 
 def restore(
-    path: str | pathlib.Path, template: Mapping[str, Any] | None = None, *, prefer: str = LATEST
+    path: str | pathlib.Path,
+    template: Mapping[str, Any] | None = None,
+    *,
+    prefer: str = LATEST,
+    with_optimizer: bool = True,
 ) -> Checkpoint:
     """Reads a checkpoint.
 
@@ -119,6 +123,7 @@ def restore(
       path: a workdir, its `latest` or `best` folder, or one step inside these.
       template: parameter tree (anything with shapes) that the checkpoint has to fit.
       prefer: which of `LATEST` and `BEST` a workdir stands for; the other is taken if it is alone.
+      with_optimizer: False leaves `optimizer`, most of a checkpoint's bytes, unread and empty.
 
     Raises:
       UserError: if there is no checkpoint, it cannot be read, or it does not fit the template.
@@ -129,10 +134,10 @@ def restore(
             f"No checkpoint at {path}; give a workdir with a '{_FOLDER}' folder, its "
             f"'{LATEST}' or '{BEST}' folder, or a step inside"
         )
-    items = _read(step_dir, ("params", "optimizer", "meta"))
+    items = _read(step_dir, ("params", "meta", *(["optimizer"] if with_optimizer else [])))
     try:
         checkpoint = Checkpoint(
-            params=items["params"], optimizer=items["optimizer"], **items["meta"]
+            params=items["params"], optimizer=items.get("optimizer", {}), **items["meta"]
         )
     except TypeError as error:
         raise UserError(

@@ -1,6 +1,7 @@
 """From pixels to a ranked scene graph: one jitted program, no host round trip inside."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from fnet_jax.kernels import cluster_pairs
 from fnet_jax.model import FactorizableNet, GraphOutputs
 from fnet_jax.pruning import infer_and_rank
 from fnet_jax.rpn import propose
-from fnet_jax.structures import Proposals, SceneGraph
+from fnet_jax.structures import PaddedGraph, Proposals
 from fnet_jax.subgraphs import keep_best, merge_gt_boxes, pairs_among, with_smallest_capacity
 
 
@@ -95,7 +96,7 @@ def graph_of(
 
 
 def _with_given_classes(objects: Objects, gt_classes) -> Objects:
-    """The leading objects, which are the annotated ones, get their class and the score 1."""
+    """The leading objects, which are the given ones, get their class, if any, and the score 1."""
     slots = objects.mask.shape[0]
     given = jnp.zeros(slots, jnp.int32).at[: gt_classes.shape[0]].set(gt_classes[:slots])
     return objects.replace(
@@ -126,16 +127,17 @@ def _rankings(options: TestOptions, num_pairs: int) -> tuple[Ranking, ...]:
     )
 
 
-def detect(model: FactorizableNet, params, example: dict, options: TestOptions) -> SceneGraph:
+def detect(model: FactorizableNet, params, example: dict, options: TestOptions) -> PaddedGraph:
     """The scene graph of one image.
 
     Args:
       model, params: the network.
       example: `image` (H, W, 3) uint8 (or normalised float32), `im_info` (5,) float32 and, with
-        `use_gt_boxes`, `gt_boxes` (G, 4) float32 and `gt_classes` (G,) int32 (0 = unused slot).
+        `use_gt_boxes`, `gt_boxes` (G, 4) float32 and `gt_classes` (G,) int32 (0 = unused slot,
+        -1 = a box of no given class).
       options: static. `use_gt_labels` (with `use_gt_boxes`) takes the classes as given, too.
 
-    Returns: SceneGraph, padded to static sizes.
+    Returns: PaddedGraph, padded to static sizes.
     """
     im_info = example["im_info"]
     size, map_size = valid_sizes(im_info)
@@ -154,7 +156,7 @@ def detect(model: FactorizableNet, params, example: dict, options: TestOptions) 
     num_paired = objects.mask.shape[0]
     pairable = objects.mask
     if options.use_gt_boxes:
-        gt_mask = example["gt_classes"] > 0
+        gt_mask = example["gt_classes"] != 0
         objects = merge_gt_boxes(objects, example["gt_boxes"], gt_mask)
         num_paired = min(num_paired, gt_mask.shape[0])
         pairable = gt_mask[:num_paired] & objects.mask[:num_paired]
@@ -220,7 +222,7 @@ def detect(model: FactorizableNet, params, example: dict, options: TestOptions) 
         prune=options.prune_pairs,
     )
     constrained, unconstrained = sgb or (None, None)
-    return SceneGraph(
+    return PaddedGraph(
         boxes=decoded.boxes,
         scores=decoded.scores,
         classes=decoded.classes,
@@ -241,3 +243,14 @@ def detect(model: FactorizableNet, params, example: dict, options: TestOptions) 
         constrained=constrained,
         unconstrained=unconstrained,
     )
+
+
+def detect_on_devices(model: FactorizableNet, options: TestOptions):
+    """`detect` on every local device, one image each: (params, examples) -> PaddedGraph.
+
+    Parameters lie on all devices (`train_step.replicate`); examples and graphs have a leading axis
+    of devices. One program is compiled for each size of images.
+    """
+    run = functools.partial(detect, model, options=options)
+    # A nameless axis is named after its address: no cache would know the program again.
+    return jax.pmap(run, axis_name="devices", in_axes=(None, 0), devices=jax.local_devices())

@@ -16,7 +16,7 @@ from fnet_jax.metrics import DetectionAP, ProposalRecall, overlaps
 from fnet_jax.predictions import from_graph, to_line
 from fnet_jax.protocols import Scores
 from fnet_jax.results import ResultsWriter
-from fnet_jax.structures import SceneGraph
+from fnet_jax.structures import PaddedGraph
 
 # The original reads detections for mAP off like this (`interpret_objects`).
 _MIN_PROBABILITY = 1e-5
@@ -35,7 +35,7 @@ class AnnotatedSplit(Protocol):
 
 
 def evaluate(
-    predict_fn: Callable[[Mapping], SceneGraph],
+    predict_fn: Callable[[Mapping], PaddedGraph],
     split: AnnotatedSplit,
     batches: Iterable[Mapping],
     *,
@@ -49,7 +49,7 @@ def evaluate(
     """Runs the predictor over all batches and measures what it finds.
 
     Args:
-      predict_fn: a batch -> SceneGraph with a leading batch axis.
+      predict_fn: a batch -> PaddedGraph with a leading batch axis.
       split: the annotations of the images.
       batches: dicts as the input pipeline gives them; `image_index` (B,) is the position in the
         split, `valid` (B,) is False for fillers.
@@ -112,7 +112,7 @@ def evaluate(
 
 
 def interpret_objects(
-    graph: SceneGraph, nms: float | None
+    graph: PaddedGraph, nms: float | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Detections of one image for mAP, read off as the original does.
 
@@ -152,7 +152,7 @@ def _class_nms(boxes, scores, classes, threshold: float) -> np.ndarray:
     return np.sort(np.array(kept, np.int64))
 
 
-def _check_finite(graph: SceneGraph, filename: str) -> None:
+def _check_finite(graph: PaddedGraph, filename: str) -> None:
     # Unused slots may hold anything.
     used = {
         "class probabilities": graph.class_probs[graph.roi_mask],
@@ -175,7 +175,7 @@ class _Clock:
         self._seconds = 0.0
         self._images = 0
 
-    def run(self, predict_fn: Callable[[Mapping], SceneGraph], batch: Mapping) -> SceneGraph:
+    def run(self, predict_fn: Callable[[Mapping], PaddedGraph], batch: Mapping) -> PaddedGraph:
         """The batch's graphs as NumPy arrays."""
         start = time.perf_counter()
         # Copying to the host also waits for the device.

@@ -20,15 +20,14 @@ from fnet_jax import (
 )
 from fnet_jax.calibrate import calibrate
 from fnet_jax.datasets import kmeans, load_builder
-from fnet_jax.detect import detect, normalise
+from fnet_jax.detect import detect_on_devices, normalise
 from fnet_jax.errors import UserError
 from fnet_jax.evaluate import evaluate
-from fnet_jax.model import FactorizableNet
+from fnet_jax.model import PARAM_SHAPE_IMAGE, FactorizableNet, param_shapes
 from fnet_jax.protocols import Scores, task_of
 
 # What detection reads of a batch; the rest stays on the host.
 _MODEL_INPUTS = ("image", "im_info", "gt_boxes", "gt_classes")
-_PARAM_SHAPE_IMAGE = (32, 32, 3)
 _CALIBRATION_IMAGES = 8
 _NEEDS_WEIGHTS = ("from_rpn", "continue", "message_passing")
 
@@ -61,8 +60,7 @@ class Experiment:
     @functools.cached_property
     def template(self):
         """Shapes of all parameters, without computing any."""
-        image = jax.ShapeDtypeStruct(_PARAM_SHAPE_IMAGE, jnp.float32)
-        return jax.eval_shape(self.model.init, jax.random.key(0), image)["params"]
+        return param_shapes(self.model)
 
     def initial_params(self, split) -> dict:
         """Random parameters, over which `train.init_from` is laid.
@@ -83,7 +81,7 @@ class Experiment:
                 "and its first layers stay so; see README, Stages",
                 file=sys.stderr,
             )
-        image = jnp.zeros(_PARAM_SHAPE_IMAGE, jnp.float32)
+        image = jnp.zeros(PARAM_SHAPE_IMAGE, jnp.float32)
         key = jax.random.key(self.config.seed)
         # It runs once: optimising its many random draws takes three times as long as they do not.
         init = jax.jit(self.model.init, compiler_options={"xla_backend_optimization_level": 0})
@@ -143,26 +141,17 @@ class Experiment:
         return self.config.dataset.name != "vg_msdn" and not own
 
     def _restored(self, path: str) -> checkpoint.Checkpoint:
-        saved = checkpoint.restore(path, self.template, prefer=checkpoint.BEST)
+        saved = checkpoint.restore(
+            path, self.template, prefer=checkpoint.BEST, with_optimizer=False
+        )
         checkpoint.check_metadata(
             saved, self.metadata(self.split(self.config.dataset.train_split)), path
         )
         return saved
 
     def metadata(self, split) -> dict:
-        """What a checkpoint says of itself, so that it can be used without the dataset."""
-        model = self.config.model.to_dict()
-        # How much room subgraphs get, dropout and rounding change between uses of the same weights.
-        free = ("subgraph_capacities", "dropout", "compute_dtype")
-        network = {k: v for k, v in model.items() if k not in free}
-        network |= {k: self.config.image[k] for k in ("color_order", "mean", "std")}
-        return {
-            "config": self.config.to_dict(),
-            "network": network,
-            "object_names": list(split.object_classes),
-            "predicate_names": list(split.predicates),
-            "anchors": [list(row) for row in self.model.base_anchors],
-        }
+        """What a checkpoint says of itself."""
+        return describe(self.config, self.model, split.object_classes, split.predicates)
 
     def eval_batches(self, split):
         """Batches in order, one image for each local device."""
@@ -183,12 +172,7 @@ class Experiment:
 
         @functools.cache
         def compiled(sgb_rankings: bool):
-            options = builder.test_options(self.config, sgb_rankings)
-            run = functools.partial(detect, self.model, options=options)
-            # A nameless axis is named after its address: no cache would know the program again.
-            return jax.pmap(
-                run, axis_name="devices", in_axes=(None, 0), devices=jax.local_devices()
-            )
+            return detect_on_devices(self.model, builder.test_options(self.config, sgb_rankings))
 
         return compiled
 
@@ -220,6 +204,21 @@ class Experiment:
             results_path=results_path,
             num_images=len(split),
         )
+
+
+def describe(config, model: FactorizableNet, object_names, predicate_names) -> dict:
+    """What a checkpoint says of itself, so that it can be used without config and dataset."""
+    # How much room subgraphs get, dropout and rounding change between uses of the same weights.
+    free = ("subgraph_capacities", "dropout", "compute_dtype")
+    network = {k: v for k, v in config.model.to_dict().items() if k not in free}
+    network |= {k: config.image[k] for k in ("color_order", "mean", "std")}
+    return {
+        "config": config.to_dict(),
+        "network": network,
+        "object_names": list(object_names),
+        "predicate_names": list(predicate_names),
+        "anchors": [list(row) for row in model.base_anchors],
+    }
 
 
 def open_dataset(config, strict: bool = False):

@@ -9,6 +9,7 @@ for more.
 import flax.linen as nn
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 from fnet_jax.anchors import STRIDE
 from fnet_jax.backbone import VGG16
@@ -18,6 +19,9 @@ from fnet_jax.layers import Conv3x3, GroupDropout, Linear
 from fnet_jax.message_passing import MessagePassing
 from fnet_jax.predicates import PredicateInference
 from fnet_jax.rpn import RPNHead
+
+# Parameters are the same for every image; a small one makes them quickly.
+PARAM_SHAPE_IMAGE = (32, 32, 3)
 
 
 @flax.struct.dataclass
@@ -225,3 +229,9 @@ class SubgraphConv(nn.Module):
         x = nn.relu(GroupDropout(self.dropout)(x, train=train))
         x = Conv3x3(self.dim, "he_uniform", self.dtype, name="conv2")(x)
         return GroupDropout(self.dropout)(x, train=train)
+
+
+def param_shapes(model: FactorizableNet):
+    """The parameter tree with shapes in place of arrays; computes nothing."""
+    image = jax.ShapeDtypeStruct(PARAM_SHAPE_IMAGE, jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fnet_jax.errors import UserError
-from fnet_jax.structures import SceneGraph
+from fnet_jax.structures import PaddedGraph
 
 SCHEMA = "fnet-jax/scene-graph"
 VERSION = 1
@@ -54,8 +54,8 @@ class Prediction:
         return self.triplets
 
 
-def from_graph(graph: SceneGraph) -> Prediction:
-    """The prediction in one image's SceneGraph (no batch axis), without its padding.
+def from_graph(graph: PaddedGraph) -> Prediction:
+    """The prediction in one image's PaddedGraph (no batch axis), without its padding.
 
     Raises:
       ValueError: a triplet in use refers to an object slot that is not.

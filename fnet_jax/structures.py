@@ -72,8 +72,8 @@ class Triplets:
 
 
 @flax.struct.dataclass
-class SceneGraph:
-    """The graph of one image: objects, and triplets from most to least certain."""
+class PaddedGraph:
+    """The scene graph of one image in static shapes: objects, and triplets, most certain first."""
 
     boxes: jax.Array  # (R, 4) float32, original-image pixels
     scores: jax.Array  # (R,) float32, class probability x duplicate factor

@@ -16,18 +16,19 @@ def keep_best(proposals: Proposals, count: int) -> Proposals:
 
 
 def merge_gt_boxes(proposals: Proposals, gt_boxes, gt_mask, threshold: float = 0.5) -> Proposals:
-    """Annotated boxes first (score 1), then proposals that differ from all of them, cut to as many.
+    """Given boxes first (score 1), then proposals that differ from all of them, cut to as many.
 
     The overlap test compares (0, x1, y1, x2) as if it were a box, as the published code does: its
     roi rows start with a batch index that the comparison does not skip.
 
     Args:
       proposals: M ranked proposals.
-      gt_boxes: (G, 4) float32; used rows first.
+      gt_boxes: (G, 4) float32; used rows first. No more than M can be kept.
       gt_mask: (G,) bool.
       threshold: proposals that reach this overlap with an annotated box are dropped.
 
-    Returns: Proposals with M slots, as many of them used as there were proposals, at most.
+    Returns: Proposals with M slots, at most as many of them used as there were proposals, or given
+      boxes if those are more.
     """
 
     def shifted(boxes):
@@ -40,7 +41,8 @@ def merge_gt_boxes(proposals: Proposals, gt_boxes, gt_mask, threshold: float = 0
     keep = jnp.concatenate([gt_mask, proposals.mask & ~same])
     slots = proposals.mask.shape[0]
     order = jnp.argsort(~keep, stable=True)[:slots]
-    mask = keep[order] & (jnp.arange(slots) < jnp.sum(proposals.mask))
+    most = jnp.maximum(jnp.sum(proposals.mask), jnp.sum(gt_mask))
+    mask = keep[order] & (jnp.arange(slots) < most)
     return Proposals(
         boxes=jnp.where(mask[:, None], boxes[order], 0.0),
         scores=jnp.where(mask, scores[order], 0.0),

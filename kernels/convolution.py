@@ -66,14 +66,14 @@ def _winograd_tile(x: jax.Array, features: int) -> int | None:
     """Side of Winograd's tiles on CPU, or None where the plain way is faster.
 
     Tiles of 4; larger ones save little more and round worse. A map of 5 x 5, as pooled for a
-    subgraph, is one tile of 5: 49 products for 25 results, where 4 tiles of 4 take 144. In other
-    dtypes than float32 the plain way is taken: bfloat16 would round the transforms too much.
+    subgraph, is one tile of 5: 49 products for 25 results, where 4 tiles of 4 take 144. bfloat16
+    takes the plain way: it would round the transforms too much.
     """
     _, height, width, channels = x.shape
     tile = 5 if height == width == 5 else 4
     wide = channels * features >= _WIDE * (channels + features)
-    single = x.dtype == jnp.float32
-    return tile if single and wide and winograd.tile_count(x.shape, tile) >= _MANY else None
+    fine = x.dtype != jnp.bfloat16
+    return tile if fine and wide and winograd.tile_count(x.shape, tile) >= _MANY else None
 
 
 def _builtin(x, kernel):

@@ -11,7 +11,7 @@ from fnet_jax.errors import UserError
 from fnet_jax.evaluate import evaluate, interpret_objects
 from fnet_jax.metrics import TrainingStatistics
 from fnet_jax.protocols import Scores
-from fnet_jax.structures import SceneGraph, Triplets
+from fnet_jax.structures import PaddedGraph, Triplets
 
 OBJECTS = ("background", "circle", "star")
 PREDICATES = ("background", "on", "under")
@@ -19,7 +19,7 @@ TRAINING = TrainingStatistics((0, 2, 1), {(2, 1, 1)})
 BOXES = np.array([[0, 0, 9, 9], [7, 7, 7, 7], [20, 20, 29.126, 39]], np.float32)
 
 
-def graph(**changes) -> SceneGraph:
+def graph(**changes) -> PaddedGraph:
     """A circle (slot 0) and a star (slot 2); slot 1 is not in use."""
     fields = {
         "boxes": BOXES,
@@ -39,7 +39,7 @@ def graph(**changes) -> SceneGraph:
         "num_subgraphs": np.int32(3),
         "overflow": np.int32(0),
     }
-    return SceneGraph(**{**fields, **changes})
+    return PaddedGraph(**{**fields, **changes})
 
 
 class Records:

@@ -13,7 +13,7 @@ from tests.parity.test_model import (  # noqa: F401
     test_pooled_features,
     test_rpn,
 )
-from tests.parity.test_training import test_gradients  # noqa: F401
+from tests.parity.test_training import test_gradients_in_double_precision  # noqa: F401
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 

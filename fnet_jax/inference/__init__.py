@@ -1,0 +1,1 @@
+"""Scene graphs of anyone's images: predictor, files, page, demo, export."""
