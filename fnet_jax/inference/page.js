@@ -195,9 +195,9 @@
     if (shown.relations.length) return "";
     const rest = shown.objects.length
       ? "These are its best objects."
-      : "Nor does any object: lower the score to see some.";
+      : "No object has this score.";
     return relations.length
-      ? `No relationship has this score. ${rest}`
+      ? `No relationship passes the filters. ${rest}`
       : `No relationships were found in this image. ${rest}`;
   }
 
