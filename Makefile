@@ -12,10 +12,12 @@ WORKDIR ?= runs/shapes
 	$(BIN)/python -m pip install --quiet --no-deps sgbench==1.0.0  # It asks for NumPy 1, and runs with 2.
 	touch $@
 
-# Builds the embedded dataset, trains, evaluates and draws: about thirteen minutes on two cores.
+# Builds the embedded dataset, trains, evaluates, draws, writes a web page of some test images: about
+# thirteen minutes on two cores.
 demo: .venv/installed
 	$(BIN)/python main.py --config configs/shapes.py --mode train --workdir $(WORKDIR)
-	$(BIN)/python main.py --config configs/shapes.py --mode eval --workdir $(WORKDIR)
+	$(BIN)/python main.py --config configs/shapes.py --mode eval --workdir $(WORKDIR) \
+		--config.test.pictures=12
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile

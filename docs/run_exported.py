@@ -75,8 +75,10 @@ def read_image(path):
     if path.endswith(".npy"):
         image = np.load(path)
     else:
-        from PIL import Image, ImageOps
-
+        try:
+            from PIL import Image, ImageOps
+        except ImportError:
+            raise ImportError(f"{path} is no .npy file; to read it, install Pillow") from None
         image = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(

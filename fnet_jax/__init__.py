@@ -7,9 +7,16 @@ _HOMES = {
     "SceneGraph": "fnet_jax.inference.scene_graph",
     "SceneGraphPredictor": "fnet_jax.inference.predictor",
     "load_checkpoint": "fnet_jax.weights",
+    "read_image": "fnet_jax.inference.image_files",
 }
 
-__all__ = ["FactorizableNet", "SceneGraph", "SceneGraphPredictor", "load_checkpoint"]
+__all__ = [
+    "FactorizableNet",
+    "SceneGraph",
+    "SceneGraphPredictor",
+    "load_checkpoint",
+    "read_image",
+]
 
 
 def __getattr__(name: str):

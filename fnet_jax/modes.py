@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import pathlib
 import sys
 
@@ -102,7 +103,8 @@ def run_evaluation(
       workdir: of the training run; its best checkpoint is taken unless another is given.
       checkpoint_path: a published .h5 file, another workdir, or a checkpoint folder.
 
-    Returns: the metrics, which are also in metrics.json, beside graphs.jsonl and pictures/.
+    Returns: the metrics, which are also in metrics.json, beside graphs.jsonl, and index.html and
+      pictures/ of the first few.
     """
     experiment = Experiment.open(config, strict)
     split = experiment.split(config.dataset.eval_split, config.test.max_images)
@@ -127,13 +129,16 @@ def run_evaluation(
 
 
 def _draw_first(split, folder: pathlib.Path, count: int) -> None:
-    """Draws the first few graphs of an evaluation, each beside its annotation."""
+    """The first few graphs of an evaluation: a page, and pictures beside their annotations."""
     # Imported late: a run without pictures need not wait for matplotlib.
+    from fnet_jax.inference.page import write_page
     from fnet_jax.visualise import draw_scene_graph
 
-    for index, graph in enumerate(results.read_results(folder / "graphs.jsonl")):
-        if index == count:
-            break
+    entries = []
+    graphs = results.read_results(folder / "graphs.jsonl")
+    for index, graph in enumerate(itertools.islice(graphs, count)):
+        image = split.image(index, "rgb")
+        entries.append((image, graph))
         stem = pathlib.PurePath(graph["image"]).stem
         picture = folder / "pictures" / f"{index:05d}_{stem}.png"
         record = split.record(index)
@@ -141,8 +146,10 @@ def _draw_first(split, folder: pathlib.Path, count: int) -> None:
         annotation = to_line(
             from_annotation(record), *about, split.object_classes, split.predicates
         )
-        draw_scene_graph(split.image(index, "rgb"), graph, picture, annotation=annotation)
+        draw_scene_graph(image, graph, picture, annotation=annotation)
         print(f"picture: {picture}")
+    for page in write_page(folder / "index.html", entries):
+        print(f"page: {page}")
 
 
 def run_scoring(config, predictions: str, workdir: str | None = None) -> dict[str, float | str]:

@@ -74,6 +74,7 @@ def test_scoring_gives_what_evaluation_gave(folder, task):
     assert len(graphs) == 8 and any(graph["triplets"] for graph in graphs)
     assert all(len(graph["objects"]) <= 24 for graph in graphs)
     assert all(len(graph["rankings"]["fnet"]) <= 100 for graph in graphs)
+    assert "data:image/jpeg" in (results / "index.html").read_text()
     (picture,) = (results / "pictures").glob("*.png")
     assert str(picture) in done.stdout
 

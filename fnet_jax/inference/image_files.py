@@ -14,6 +14,9 @@ from PIL import Image, ImageOps
 
 from fnet_jax.errors import UserError
 
+# FFmpeg would comment on damaged videos in its own words.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
 # 0.5 GB of memory once decoded. A few kilobytes of PNG can claim far more.
 MAX_PIXELS = 150_000_000
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")

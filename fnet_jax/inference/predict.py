@@ -85,17 +85,20 @@ def predict_files(
     except OSError as error:
         raise UserError(f"--output: cannot write to {output} ({error.strerror})") from error
     skipped: list[tuple[str, str]] = []
+    count = 0
     total = frame_count([source.path for source in sources], every)
     # disable=None: no bar unless the output is a terminal.
     bar = tqdm(total=total, unit="image", desc="predict", disable=None, file=sys.stderr)
 
     def entries(writer) -> Iterator[tuple[np.ndarray, dict]]:
+        nonlocal count
         for image, graph in _graphs(predictor, sources, every, boxes, skipped):
             line = graph.to_dict()
             writer.write(line)
             if pictures:
                 picture = output / "pictures" / f"{graph.image}.png"
                 graph.plot(image, picture, top_k=top_k, min_score=min_score)
+            count += 1
             bar.update()
             yield image, line
 
@@ -112,7 +115,7 @@ def predict_files(
     except OSError as error:
         name = f" ({error.filename})" if error.filename else ""
         raise UserError(f"--output: {output} cannot be written: {error.strerror}{name}") from error
-    return Outcome(bar.n, skipped, pages)
+    return Outcome(count, skipped, pages)
 
 
 def _graphs(predictor, sources, every, boxes, skipped) -> Iterator[tuple[np.ndarray, SceneGraph]]:

@@ -61,15 +61,18 @@ def build(predictor: SceneGraphPredictor, *, top_k: int = 20, min_score: float =
         return graph_of(path["path"])[1]
 
     with gradio.Blocks(
-        title="Scene graphs", analytics_enabled=False, delete_cache=(_KEEP_FILES, _KEEP_FILES)
+        title="Scene graphs",
+        analytics_enabled=False,
+        fill_width=True,
+        delete_cache=(_KEEP_FILES, _KEEP_FILES),
     ) as demo:
         gradio.Markdown(
             "# Scene graphs\nDrop a photo. Hover over a box, a node or a line to see what belongs "
             "together; click to hold it."
         )
         with gradio.Row():
-            photo = gradio.File(label="Photo", file_types=["image"], height=120)
-            download = gradio.DownloadButton("Download JSON", interactive=False)
+            photo = gradio.File(label="Photo", file_types=["image"], height=120, scale=4)
+            download = gradio.DownloadButton("Download JSON", interactive=False, scale=1)
         view = gradio.HTML()
         photo.upload(
             show, photo, [view, download], api_visibility="private", concurrency_id="network"

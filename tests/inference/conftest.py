@@ -31,10 +31,13 @@ def browser():
         opened.close()
 
 
-@pytest.fixture
-def visit(browser):
-    """`visit(path)` opens a file in a fresh context; any request or console error is a failure."""
-    contexts, complaints = [], []
+@pytest.fixture(scope="session")
+def pages(browser):
+    """`pages(options)` is the page of a context with these options; and what went wrong in any.
+
+    Opening a page takes longer than most tests do with it.
+    """
+    opened, complaints = {}, []
 
     def forbid(route):
         if route.request.url.startswith("file:"):
@@ -43,28 +46,43 @@ def visit(browser):
             complaints.append(f"request: {route.request.url}")
             route.abort()
 
+    def complain(message):
+        if message.type in ("error", "warning"):
+            complaints.append(message.text)
+
+    def page_with(options: dict):
+        key = tuple(sorted(options.items()))
+        if key not in opened:
+            context = browser.new_context(offline=True, reduced_motion="reduce", **options)
+            context.route("**/*", forbid)
+            page = opened[key] = context.new_page()
+            page.set_default_timeout(10_000)
+            page.on("console", complain)
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+        return opened[key]
+
+    yield page_with, complaints
+    for page in opened.values():
+        page.context.close()
+
+
+@pytest.fixture
+def visit(pages):
+    """`visit(path)` opens a file; any request or complaint on the console is a failure."""
+    page_with, complaints = pages
+    used = []
+
     def open_(path, *, width=1400, height=900, fragment="", **options):
-        context = browser.new_context(
-            viewport={"width": width, "height": height},
-            offline=True,
-            reduced_motion="reduce",
-            **options,
-        )
-        contexts.append(context)
-        context.route("**/*", forbid)
-        page = context.new_page()
-        page.set_default_timeout(5000)
-        page.on(
-            "console",
-            lambda message: (
-                message.type in ("error", "warning") and complaints.append(message.text)
-            ),
-        )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page = page_with(options)
+        page.set_viewport_size({"width": width, "height": height})
+        page.mouse.move(0, 0)  # off what the test before pointed at
         page.goto(path.as_uri() + fragment)
+        used.append(page)
         return page
 
     yield open_
-    for context in contexts:
-        context.close()
-    assert complaints == []
+    for page in used:
+        page.evaluate("0")  # what was complained about before this has arrived after it
+    found = complaints.copy()
+    complaints.clear()
+    assert found == []

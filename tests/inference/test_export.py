@@ -35,6 +35,8 @@ BUCKETS = ((64, 96), (96, 64))
 IMAGE = {"test_scale": 60, "max_size": 96, "color_order": "bgr"}
 OBJECTS = ["background", *(f"thing {i}" for i in range(1, OBJECT_CLASSES))]
 RELATIONS = ["nothing", *(f"relates {i}" for i in range(1, PREDICATES))]
+# Of four compilations each takes half as long without XLA's newer way to emit fused loops.
+COMPILE = QUICK | {"xla_cpu_use_fusion_emitters": False}
 # Original sizes: shrunk and enlarged, the short side at 60 or the long one at 96, both buckets.
 SIZES = ((120, 170), (40, 50), (60, 90), (100, 200), (170, 120), (95, 70))
 
@@ -125,7 +127,7 @@ def only_jax(tmp_path_factory):
     """Runs code in another process, where little can be imported."""
     environment = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": " ".join(f"--{name}={value}" for name, value in QUICK.items()),
+        "XLA_FLAGS": " ".join(f"--{name}={value}".lower() for name, value in COMPILE.items()),
         # The programs of one process need not be compiled again in the next.
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -142,7 +144,7 @@ def only_jax(tmp_path_factory):
 def program():
     model, _ = network()
     run = functools.partial(detect, model, options=OPTIONS)
-    return jax.jit(run, compiler_options=QUICK)
+    return jax.jit(run, compiler_options=COMPILE)
 
 
 def detected(image, im_info):
@@ -338,12 +340,10 @@ def test_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("size", [(37, 53), (200, 120), (64, 64), (1, 9), (480, 333)])
+@pytest.mark.parametrize("size", [(37, 53), (200, 120), (64, 64), (2, 9), (480, 333)])
 @pytest.mark.parametrize("factor", [0.31, 0.5, 0.999, 1.0, 1.6, 3.75])
 def test_script_resizes_as_opencv_does(script, size, factor):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    if min(size) * factor <= 0.5:
-        pytest.skip("thinner than a pixel")
     resized = script["resize"](image, factor)
     expected = image_ops.resize(image, factor)
     assert resized.shape == expected.shape and resized.dtype == np.uint8

@@ -124,6 +124,7 @@ def test_the_results_are_boxes_for_another_run(results, workdir, folder, tmp_pat
     assert "skipped empty.png" in done.stderr
 
 
+@pytest.mark.slow
 def test_on_two_devices(results, workdir, folder, tmp_path):
     """The graphs do not depend on how many images are looked at together."""
     _, output = results
@@ -148,8 +149,8 @@ def test_on_two_devices(results, workdir, folder, tmp_path):
     [
         ((), ["--checkpoint is missing", "--mode predict"]),
         (("--checkpoint=x", "--output=y"), ["--input is missing"]),
-        (("--checkpoint=x", "--output=y", "--input=z"), ["--checkpoint", "x"]),
-        (("--checkpoint=x.h5", "--output=y", "--input=z"), ["x.h5", "--config"]),
+        (("--checkpoint=x", "--output={out}", "--input={in}"), ["--checkpoint", "x"]),
+        (("--checkpoint=x.h5", "--output={out}", "--input={in}"), ["x.h5", "--config"]),
         (("--checkpoint={run}", "--output=y", "--input=nowhere/*.jpg"), ["nowhere/*.jpg"]),
         (("--checkpoint={run}", "--output=y", "--input={in}", "--every=0"), ["every"]),
         (("--checkpoint={run}", "--output=y", "--input={in}", "--boxes=no"), ["--boxes", "no"]),

@@ -8,9 +8,7 @@ from fnet_jax.kernels import convolution, winograd
 from tests.parity.golden_models import NAMES, network
 from tests.parity.test_model import (  # noqa: F401
     test_backbone,
-    test_from_image,
     test_graph_stage,
-    test_pooled_features,
     test_rpn,
 )
 from tests.parity.test_training import test_gradients_in_double_precision  # noqa: F401
