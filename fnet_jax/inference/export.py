@@ -99,8 +99,7 @@ def export_program(
     Returns: what was written for each bucket, in their order.
 
     Raises:
-      UserError: a platform or bucket that cannot be, given boxes, the file cannot be written, or
-        the package flatbuffers is missing.
+      UserError: a platform or bucket that cannot be, given boxes, or the file cannot be written.
       ValueError: the names are not as many as the model's classes.
     """
     _check(model, options, buckets, object_names, predicate_names, platforms)
@@ -151,13 +150,6 @@ def export_program(
 
 
 def _check(model, options, buckets, object_names, predicate_names, platforms) -> None:
-    try:
-        import flatbuffers  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "export needs the package flatbuffers, which JAX writes programs with; "
-            "pip install flatbuffers"
-        ) from error
     unknown = [platform for platform in platforms if platform not in _KNOWN_PLATFORMS]
     if unknown or not platforms:
         raise UserError(

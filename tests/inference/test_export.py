@@ -311,12 +311,6 @@ def test_names_are_as_many_as_classes(tmp_path):
         export_small(tmp_path / "x.fnet.zip", object_names=OBJECTS[1:])
 
 
-def test_missing_flatbuffers_is_said_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "flatbuffers", None)
-    with pytest.raises(UserError, match="pip install flatbuffers"):
-        export_small(tmp_path / "x.fnet.zip")
-
-
 def test_path_that_cannot_be_written(tmp_path, monkeypatch):
     # It is known before any program is made.
     monkeypatch.setattr(export, "_lowered", lambda *_: pytest.fail("too late"))
