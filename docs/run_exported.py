@@ -120,15 +120,15 @@ def main():
     image = read_image(args.image)
     network = Network(args.network)
     graph = named(network(image), network.manifest)
-    for triplet in graph["triplets"]:
-        subject, other = (graph["objects"][triplet[end]]["class"] for end in ("subject", "object"))
-        print(f"{triplet['score']:.4f}  {subject} - {triplet['predicate']} - {other}")
     if args.output:
         about = {"schema": "fnet-jax/scene-graph", "version": 1}
         about |= {"image": os.path.basename(args.image)}
         about |= {"height": image.shape[0], "width": image.shape[1]}
         with open(args.output, "w", encoding="utf-8") as file:
             file.write(json.dumps(about | graph, ensure_ascii=False) + "\n")
+    for triplet in graph["triplets"]:
+        subject, other = (graph["objects"][triplet[end]]["class"] for end in ("subject", "object"))
+        print(f"{triplet['score']:.4f}  {subject} - {triplet['predicate']} - {other}")
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def run_export(path: str, config, output: str, platforms: Sequence[str]) -> None
         object_names=predictor.object_names,
         predicate_names=predictor.predicate_names,
         platforms=platforms,
-        facts={"checkpoint": str(path)},
+        facts={} if predictor.step is None else {"step": predictor.step},
     )
     size = pathlib.Path(output).stat().st_size / 1e6
     print(f"{len(programs)} programs for {', '.join(platforms)} in {output} ({size:.1f} MB)")

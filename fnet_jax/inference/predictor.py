@@ -87,6 +87,7 @@ class SceneGraphPredictor:
 
     Attributes:
       object_names, predicate_names: by class index, entry 0 being the background.
+      step: optimizer steps that the weights were trained for, if known.
     """
 
     def __init__(
@@ -97,10 +98,11 @@ class SceneGraphPredictor:
         image_format: ImageFormat,
         object_names: Sequence[str],
         predicate_names: Sequence[str],
+        step: int | None = None,
     ):
         self.model, self.options, self.image_format = model, options, image_format
         self.object_names, self.predicate_names = tuple(object_names), tuple(predicate_names)
-        self.params = params
+        self.params, self.step = params, step
 
     @classmethod
     def from_checkpoint(
@@ -135,7 +137,7 @@ class SceneGraphPredictor:
         checkpoint.check_fits(saved.params, param_shapes(model), path)
         names = facts["object_names"], facts["predicate_names"]
         options = builder.test_options(trained)
-        return cls(model, saved.params, options, ImageFormat.of(trained.image), *names)
+        return cls(model, saved.params, options, ImageFormat.of(trained.image), *names, saved.step)
 
     def __call__(
         self,

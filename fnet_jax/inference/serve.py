@@ -1,7 +1,6 @@
 """A local web demo: drop a photo, look at its scene graph, take the JSON home."""
 
 import html
-import json
 import os
 import pathlib
 
@@ -48,14 +47,10 @@ def build(predictor: SceneGraphPredictor, *, top_k: int = 20, min_score: float =
     def show(path: str | None):
         image, line = graph_of(path)
         page = html.escape(page_html([(image, line)], title=line["image"], **display))
-        frame = (
+        return (
             f'<iframe srcdoc="{page}" sandbox="allow-scripts allow-downloads" '
             'title="Scene graph" style="width:100%;height:85vh;border:0"></iframe>'
         )
-        # Beside the upload, in a folder that Gradio empties.
-        file = pathlib.Path(path).with_suffix(".json")
-        file.write_text(json.dumps(line, ensure_ascii=False, indent=1), encoding="utf-8")
-        return frame, gradio.DownloadButton(value=file, interactive=True)
 
     def scene_graph(path: gradio.FileData) -> dict:
         return graph_of(path["path"])[1]
@@ -70,13 +65,9 @@ def build(predictor: SceneGraphPredictor, *, top_k: int = 20, min_score: float =
             "# Scene graphs\nDrop a photo. Hover over a box, a node or a line to see what belongs "
             "together; click to hold it."
         )
-        with gradio.Row():
-            photo = gradio.File(label="Photo", file_types=["image"], height=120, scale=4)
-            download = gradio.DownloadButton("Download JSON", interactive=False, scale=1)
+        photo = gradio.File(label="Photo", file_types=["image"], height=120)
         view = gradio.HTML()
-        photo.upload(
-            show, photo, [view, download], api_visibility="private", concurrency_id="network"
-        )
+        photo.upload(show, photo, view, api_visibility="private", concurrency_id="network")
         gradio.api(scene_graph, api_name="scene_graph", concurrency_id="network")
     return demo.queue(max_size=_MAX_WAITING, default_concurrency_limit=1)
 

@@ -1,5 +1,6 @@
 """The web demo as a user and as a program meet it: a real process, a real browser."""
 
+import json
 import os
 import re
 import signal
@@ -129,8 +130,9 @@ def test_a_photo_becomes_a_linked_view(page, photo):
     assert rows.count() > 0
     assert "beach.jpg" in view.locator("body").inner_text()
     with page.expect_download() as download:
-        page.get_by_role("button", name="Download JSON").click()
-    assert download.value.suggested_filename == "beach.json"
+        view.get_by_role("link", name="Download JSON").click()
+    with open(download.value.path()) as file:
+        assert json.load(file)["image"] == "beach.jpg"
 
 
 def test_a_bad_file_becomes_a_sentence(page, tmp_path):
