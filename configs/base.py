@@ -156,6 +156,10 @@ def get_config() -> ConfigDict:
             # At most this many images in the evaluations during training.
             "eval_images": placeholder(int),
             "checkpoint_every_steps": 1000,
+            "keep_checkpoints": 2,  # the newest; a damaged one is passed over
+            # If a loss or gradient is NaN or infinite, "stop" ends the run and "skip" leaves the
+            # weights as they are and counts the step. The batch is written to the workdir.
+            "non_finite": "stop",
         }
     )
 

@@ -1,17 +1,24 @@
-"""Checkpoints of a training run: the latest and the best one, written atomically by orbax.
+"""Checkpoints of a training run: the latest and the best ones, written atomically by orbax.
 
-A run keeps two folders, each with one committed step (a number) inside:
+A run keeps two folders with committed steps (numbers) inside, the newest few of `latest` and the
+newest of `best`:
 
     WORKDIR/checkpoints/latest/1200/{params,optimizer,meta}
+    WORKDIR/checkpoints/latest/1000/...
     WORKDIR/checkpoints/best/900/...
 
-Orbax writes a step under a temporary name and renames it when it is complete; only then is the
-step before it removed. A kill at any moment therefore leaves a whole checkpoint behind.
+Orbax writes a step in the background, under a temporary name, and renames it when it is complete;
+only then is an old step removed. A kill at any moment therefore leaves a whole checkpoint behind.
+Each holds a digest of its arrays: one that a disk has damaged is noticed, and a run goes on from
+the one before it.
 """
 
 import dataclasses
+import hashlib
 import json
+import os
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +26,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
-from jax.experimental import multihost_utils
 
 from fnet_jax.errors import UserError
 
@@ -30,6 +36,13 @@ _EVALUATED = "evaluated_step"
 # What a model is tied to; weights for other classes or anchors would be silently wrong.
 _TIED = ("object_names", "predicate_names", "anchors", "network")
 _MAX_LISTED = 12
+_DIGEST = "digest"  # entry of a step's `meta`
+# Where a damaged step goes: not a number, so that nobody takes it for a checkpoint.
+_DAMAGED_SUFFIX = ".damaged"
+
+
+class DamagedError(UserError):
+    """A committed checkpoint that is not as it was written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,17 +75,24 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The two checkpoint folders of a workdir, open for writing. Safe with several processes."""
+    """The two checkpoint folders of a workdir, open for writing. Safe with several processes.
 
-    def __init__(self, workdir: str | pathlib.Path):
-        root = pathlib.Path(workdir).absolute() / _FOLDER
-        # Synchronous: a returned save is on disk, which is what the caller goes on to rely on.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
-        )
+    Args:
+      workdir: of the run.
+      keep: how many of the newest `LATEST` checkpoints stay; of `BEST` one does.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, keep: int = 2):
+        root = self._root = pathlib.Path(workdir).absolute() / _FOLDER
         try:
             self._managers = {
-                kind: ocp.CheckpointManager(root / kind, options=options) for kind in (LATEST, BEST)
+                kind: ocp.CheckpointManager(
+                    root / kind,
+                    options=ocp.CheckpointManagerOptions(
+                        max_to_keep=count, cleanup_tmp_directories=True
+                    ),
+                )
+                for kind, count in ((LATEST, keep), (BEST, 1))
             }
         except OSError as error:
             raise UserError(
@@ -80,34 +100,64 @@ class Checkpoints:
             ) from error
 
     def save(self, kind: str, checkpoint: Checkpoint) -> None:
-        """Writes a checkpoint as `LATEST` or `BEST`, replacing the one before it."""
+        """Begins to write a checkpoint as `LATEST` or `BEST`; `wait` and `close` wait for it.
+
+        A save waits for the one before it, so at most one of a kind is under way.
+
+        Raises:
+          UserError: this save, or the one before it, failed; what was committed before stays.
+        """
+        self.wait(kind)
         manager = self._managers[kind]
         meta = {
             field.name: getattr(checkpoint, field.name)
             for field in dataclasses.fields(checkpoint)
             if field.name not in ("params", "optimizer")
         }
-        saved = manager.save(
-            checkpoint.step,
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(checkpoint.params),
-                optimizer=ocp.args.PyTreeSave(checkpoint.optimizer),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+        # Copies: on a CPU these may be the very arrays that the next step overwrites.
+        params, optimizer = jax.tree.map(np.array, (checkpoint.params, checkpoint.optimizer))
+        meta[_DIGEST] = {"params": _digest(params), "optimizer": _digest(optimizer)}
+        try:
+            saved = manager.save(
+                checkpoint.step,
+                args=ocp.args.Composite(
+                    params=ocp.args.PyTreeSave(params),
+                    optimizer=ocp.args.PyTreeSave(optimizer),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
+        except (OSError, RuntimeError) as error:
+            raise self._failed(error) from error
         if not saved:  # Orbax passes over steps that are not newer than the newest it has.
             raise ValueError(
                 f"step {checkpoint.step} does not follow step {manager.latest_step()} ({kind})"
             )
 
     def step(self, kind: str) -> int | None:
-        """Step of the newest committed checkpoint of this kind, if there is one."""
+        """Step of the newest checkpoint of this kind, committed or under way, if there is one."""
         return self._managers[kind].latest_step()
 
+    def wait(self, kind: str) -> None:
+        """Returns when the last save of this kind is on disk. Raises UserError if it failed."""
+        try:
+            self._managers[kind].wait_until_finished()
+            # What a background thread could not do.
+            self._managers[kind].check_for_errors()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise self._failed(error) from error
+
     def close(self) -> None:
-        """Releases the folders."""
-        for manager in self._managers.values():
+        """Waits for saves under way and releases the folders. Raises UserError if one failed."""
+        for kind, manager in self._managers.items():
+            self.wait(kind)
             manager.close()
+
+    def _failed(self, error: Exception) -> UserError:
+        reason = " ".join(str(error).split())[:200]
+        return UserError(
+            f"--workdir: a checkpoint cannot be written to {self._root} ({reason}); those before "
+            "it are kept. Make room, and start the same command again"
+        )
 
 
 def restore(
@@ -125,28 +175,29 @@ def restore(
       prefer: which of `LATEST` and `BEST` a workdir stands for; the other is taken if it is alone.
       with_optimizer: False leaves `optimizer`, most of a checkpoint's bytes, unread and empty.
 
+    If the newest of several is damaged, it is named on stderr and the one before it is taken.
+
     Raises:
-      UserError: if there is no checkpoint, it cannot be read, or it does not fit the template.
+      UserError: if there is no checkpoint, none can be read, or it does not fit the template.
     """
-    step_dir = _find_step(pathlib.Path(path).absolute(), prefer)
-    if step_dir is None:
+    step_dirs = _find_steps(pathlib.Path(path).absolute(), prefer)
+    if not step_dirs:
         raise UserError(
             f"No checkpoint at {path}; give a workdir with a '{_FOLDER}' folder, its "
             f"'{LATEST}' or '{BEST}' folder, or a step inside"
         )
-    items = _read(step_dir, ("params", "meta", *(["optimizer"] if with_optimizer else [])))
-    try:
-        checkpoint = Checkpoint(
-            params=items["params"], optimizer=items.get("optimizer", {}), **items["meta"]
-        )
-    except TypeError as error:
-        raise UserError(
-            f"The checkpoint {step_dir} was written by another version of this project ({error}); "
-            "use that version, or give another checkpoint"
-        ) from error
-    if template is not None:
-        check_fits(checkpoint.params, template, step_dir)
-    return checkpoint
+    while True:
+        step_dir = step_dirs.pop(0)
+        try:
+            checkpoint = _read_step(step_dir, with_optimizer)
+        except DamagedError as error:
+            if not step_dirs:
+                raise
+            print(f"warning: {error}; taking {step_dirs[0]}", file=sys.stderr)
+            continue
+        if template is not None:
+            check_fits(checkpoint.params, template, step_dir)
+        return checkpoint
 
 
 def restore_latest(
@@ -154,18 +205,30 @@ def restore_latest(
 ) -> Checkpoint | None:
     """The latest checkpoint of a workdir, or None if it has none yet. Raises as `restore` does."""
     folder = pathlib.Path(workdir).absolute() / _FOLDER / LATEST
-    return None if _find_step(folder, LATEST) is None else restore(folder, template)
+    return restore(folder, template) if _find_steps(folder, LATEST) else None
+
+
+def set_damaged_aside(workdir: str | pathlib.Path, step: int) -> None:
+    """Renames the steps after `step`, which `restore_latest` passed over, so that they come again.
+
+    Orbax writes no step that is not newer than the newest. One process may do this, before any
+    opens `Checkpoints`.
+    """
+    folder = pathlib.Path(workdir).absolute() / _FOLDER / LATEST
+    for step_dir in _find_steps(folder, LATEST):
+        if int(step_dir.name) > step:
+            os.replace(step_dir, step_dir.with_name(step_dir.name + _DAMAGED_SUFFIX))
 
 
 def has_latest(workdir: str | pathlib.Path) -> bool:
     """Whether a workdir holds a run that can be gone on with."""
-    return _find_step(pathlib.Path(workdir).absolute() / _FOLDER / LATEST, LATEST) is not None
+    return bool(_find_steps(pathlib.Path(workdir).absolute() / _FOLDER / LATEST, LATEST))
 
 
 def check_not_orphaned(workdir: str | pathlib.Path) -> None:
     """Raises UserError if a workdir has a best checkpoint without the run that it belongs to."""
     folder = pathlib.Path(workdir).absolute() / _FOLDER
-    if _find_step(folder / BEST, BEST) is not None and not has_latest(workdir):
+    if _find_steps(folder / BEST, BEST) and not has_latest(workdir):
         raise UserError(
             f"{folder / BEST} is left of a run whose latest checkpoint is gone; move or delete "
             f"{folder}, or choose another --workdir"
@@ -191,10 +254,10 @@ def last_evaluated(workdir: str | pathlib.Path) -> int | None:
 
 def restore_best_metric(workdir: str | pathlib.Path, name: str) -> float | None:
     """The value of the named metric in a workdir's best checkpoint, if that was chosen by it."""
-    step_dir = _find_step(pathlib.Path(workdir).absolute() / _FOLDER / BEST, BEST)
-    if step_dir is None:
+    step_dirs = _find_steps(pathlib.Path(workdir).absolute() / _FOLDER / BEST, BEST)
+    if not step_dirs:
         return None
-    meta = _read(step_dir, ("meta",))["meta"]
+    meta = _read(step_dirs[0], ("meta",))["meta"]
     return meta.get("best_metric") if meta.get("best_metric_name") == name else None
 
 
@@ -251,22 +314,23 @@ def unflatten_state(flat: Mapping[str, np.ndarray], template: Any) -> Any | None
     return jax.tree_util.tree_unflatten(structure, [flat[key] for key in wanted])
 
 
-def gather_states(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """This process's JSON object and those of all others, in the order of processes."""
-    if jax.process_count() == 1:
-        return [state]
-    text = np.frombuffer(json.dumps(state).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.array(text.size, np.int32))
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: text.size] = text
-    texts = np.asarray(multihost_utils.process_allgather(padded))
-    return [json.loads(bytes(t[:n])) for t, n in zip(texts, lengths, strict=True)]
+def _digest(arrays: Any) -> str:
+    """Of names, types, shapes and bytes of a tree of arrays."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape};".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
-def _find_step(path: pathlib.Path, prefer: str) -> pathlib.Path | None:
-    """The step folder that a path stands for. Unfinished steps have other names than numbers."""
+def _find_steps(path: pathlib.Path, prefer: str) -> list[pathlib.Path]:
+    """The step folders that a path stands for, the newest first.
+
+    Unfinished steps have other names than numbers.
+    """
     if (path / "params").is_dir() and (path / "meta").is_dir():
-        return path
+        return [path]
     other = BEST if prefer == LATEST else LATEST
     for folder in (
         path,
@@ -277,8 +341,26 @@ def _find_step(path: pathlib.Path, prefer: str) -> pathlib.Path | None:
     ):
         steps = [d for d in folder.glob("*") if d.name.isdigit() and d.is_dir()]
         if steps:
-            return max(steps, key=lambda d: int(d.name))
-    return None
+            return sorted(steps, key=lambda d: int(d.name), reverse=True)
+    return []
+
+
+def _read_step(step_dir: pathlib.Path, with_optimizer: bool) -> Checkpoint:
+    """Raises DamagedError if it is not as it was written, UserError if by another version."""
+    items = dict(_read(step_dir, ("params", "meta", *(["optimizer"] if with_optimizer else []))))
+    meta = items.pop("meta")
+    for name, digest in meta.pop(_DIGEST, {}).items():
+        if name in items and _digest(items[name]) != digest:
+            raise DamagedError(
+                f"The checkpoint {step_dir} is damaged ({name} are not as they were written)"
+            )
+    try:
+        return Checkpoint(params=items["params"], optimizer=items.get("optimizer", {}), **meta)
+    except TypeError as error:
+        raise UserError(
+            f"The checkpoint {step_dir} was written by another version of this project ({error}); "
+            "use that version, or give another checkpoint"
+        ) from error
 
 
 def _read(step_dir: pathlib.Path, names: tuple[str, ...]) -> Any:
@@ -292,7 +374,7 @@ def _read(step_dir: pathlib.Path, names: tuple[str, ...]) -> Any:
         return checkpointer.restore(step_dir, args=ocp.args.Composite(**wanted))
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(
+        raise DamagedError(
             f"The checkpoint {step_dir} cannot be read ({reason}); give another one, or "
             "another --workdir"
         ) from error

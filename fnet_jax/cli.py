@@ -19,10 +19,15 @@ class _Mode(NamedTuple):
     knows: tuple[str, ...] = ()
 
 
+# Exit status of a training that SIGTERM or SIGINT stopped: saved, to be started again (sysexits.h
+# calls it a temporary failure).
+INTERRUPTED = 75
+
 _DISPLAY = ("top_k", "min_score")
+_PROCESSES = ("coordinator", "num_processes", "process_id", "cluster")
 MODES = {
-    "train": _Mode(("config", "workdir"), ("strict",)),
-    "eval": _Mode(("config", "workdir"), ("checkpoint", "protocol", "strict")),
+    "train": _Mode(("config", "workdir"), ("strict", *_PROCESSES)),
+    "eval": _Mode(("config", "workdir"), ("checkpoint", "protocol", "strict", *_PROCESSES)),
     "predict": _Mode(
         ("checkpoint", "input", "output"), ("config", "boxes", "every", "pictures", *_DISPLAY)
     ),
@@ -31,6 +36,7 @@ MODES = {
     "data": _Mode(("config",), ("strict",)),
     "anchors": _Mode(("config",)),
     "score": _Mode(("config", "predictions"), ("protocol", "workdir")),
+    "replay": _Mode(("config", "workdir")),
 }
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -42,7 +48,8 @@ _MODE = flags.DEFINE_enum(
     list(MODES),
     "train; eval: measure a checkpoint; predict: scene graphs of images and videos; serve: a web "
     "demo; export: one file that runs with JAX and NumPy alone; score: measure predictions of any "
-    "program; data: report on a dataset's source files; anchors: cluster its boxes",
+    "program; data: report on a dataset's source files; anchors: cluster its boxes; replay: the "
+    "batch once more whose losses were not finite",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of checkpoints, logs and results")
 _CHECKPOINT = flags.DEFINE_string(
@@ -67,6 +74,14 @@ _PORT = flags.DEFINE_integer(
 )
 _PLATFORMS = flags.DEFINE_list(
     "platforms", ["cpu", "cuda", "tpu"], "what the exported file runs on"
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, for a run of several processes (docs/scale.md)"
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of the run", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "of this process, from 0", lower_bound=0)
+_CLUSTER = flags.DEFINE_bool(
+    "cluster", False, "take these three from SLURM, Open MPI, Kubernetes or the TPU pod"
 )
 _PREDICTIONS = flags.DEFINE_string("predictions", "", "JSONL file to score")
 _PROTOCOL = flags.DEFINE_list(
@@ -123,6 +138,7 @@ def _check_flags_of_mode(mode: str) -> None:
 def _run(inputs: list[str]) -> int:
     # Before anything imports JAX.
     compilation_cache.enable()
+    _join_processes()
     if _MODE.value in ("predict", "serve", "export"):
         return _run_inference(_MODE.value, inputs)
     # Imported late: a mistyped flag should not wait for datasets and checkpoints to load.
@@ -136,15 +152,42 @@ def _run(inputs: list[str]) -> int:
         result = modes.run_training(config, _WORKDIR.value, _STRICT.value)
         best = "" if result.best_metric is None else f", best recall@50 {result.best_metric:.1%}"
         print(f"trained to step {result.step}{best}; checkpoints in {_WORKDIR.value}")
+        return INTERRUPTED if result.interrupted else 0
     elif _MODE.value == "eval":
         modes.run_evaluation(config, _WORKDIR.value, _CHECKPOINT.value, _STRICT.value)
     elif _MODE.value == "score":
         modes.run_scoring(config, _PREDICTIONS.value, _WORKDIR.value)
     elif _MODE.value == "data":
         modes.run_data_report(config, _STRICT.value)
+    elif _MODE.value == "replay":
+        modes.run_replay(config, _WORKDIR.value)
     else:
         modes.run_anchors(config)
     return 0
+
+
+def _join_processes() -> None:
+    parts = {
+        "coordinator": _COORDINATOR.value,
+        "num_processes": _NUM_PROCESSES.value,
+        "process_id": _PROCESS_ID.value,
+    }
+    given = [name for name, value in parts.items() if value is not None]
+    if not given and not _CLUSTER.value:
+        return
+    if _CLUSTER.value and given:
+        raise UserError(f"--cluster finds out what --{given[0]} says; give one of them")
+    if given and len(given) < len(parts):
+        missing = next(name for name in parts if name not in given)
+        raise UserError(f"--{missing} is missing; --{given[0]} needs it")
+    if given and parts["process_id"] >= parts["num_processes"]:
+        raise UserError(
+            f"--process_id={parts['process_id']} must be below "
+            f"--num_processes={parts['num_processes']}"
+        )
+    from fnet_jax import multihost
+
+    multihost.join(**parts)
 
 
 def _run_inference(mode: str, inputs: list[str]) -> int:
@@ -172,7 +215,8 @@ def _run_inference(mode: str, inputs: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs the program; returns the exit status: 0, or 2 after a mistake of the user's.
 
-    `--mode predict` returns `inference.commands.SOME_SKIPPED` if it could not use all files.
+    `--mode predict` returns `inference.commands.SOME_SKIPPED` if it could not use all files,
+    `--mode train` `INTERRUPTED` if it was asked to stop.
     """
     logging.getLogger("absl").setLevel(logging.WARNING)
     try:

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from fnet_jax import multihost
 from fnet_jax.errors import UserError
 from fnet_jax.metrics import DetectionAP, ProposalRecall, overlaps
 from fnet_jax.predictions import from_graph, to_line
 from fnet_jax.protocols import Scores
-from fnet_jax.results import ResultsWriter
+from fnet_jax.results import PartWriter
 from fnet_jax.structures import PaddedGraph
 
 # The original reads detections for mAP off like this (`interpret_objects`).
@@ -48,6 +49,8 @@ def evaluate(
 ) -> dict[str, float | str]:
     """Runs the predictor over all batches and measures what it finds.
 
+    Several processes, each with the batches of its own images, get the same metrics of all.
+
     Args:
       predict_fn: a batch -> PaddedGraph with a leading batch axis.
       split: the annotations of the images.
@@ -55,7 +58,8 @@ def evaluate(
         split, `valid` (B,) is False for fillers.
       scores: fresh states of the protocols to measure relationships by.
       object_names, predicate_names: by class index, entry 0 being the background.
-      results_path: JSONL file of scene graphs, one line per image; None writes none.
+      results_path: JSONL file of scene graphs, one line per image; None writes none. Several
+        processes must share its folder.
       detection_nms: IoU threshold of a per-class NMS before mAP; None, as the original, for none.
       num_images: how many to expect, for the progress bar.
 
@@ -74,7 +78,7 @@ def evaluate(
     subgraphs: list[int] = []
     overflows: list[int] = []
     clock = _Clock()
-    writer = nullcontext() if results_path is None else ResultsWriter(results_path)
+    writer = nullcontext() if results_path is None else PartWriter(results_path)
     # disable=None: no bar unless the output is a terminal.
     bar = tqdm(total=num_images, unit="image", desc="evaluate", disable=None, file=sys.stderr)
     with writer, bar:
@@ -93,8 +97,18 @@ def evaluate(
                 overflows.append(int(graph.overflow))
                 if results_path is not None:
                     about = record["filename"], record["height"], record["width"]
-                    writer.write(to_line(prediction, *about, object_names, predicate_names))
+                    line = to_line(prediction, *about, object_names, predicate_names)
+                    writer.write(line, int(batch["image_index"][row]))
                 bar.update()
+    # In the order of processes in each of them, so that all get the same to the last bit.
+    first, *others = multihost.gather((scores, proposals, detections, clock, subgraphs, overflows))
+    scores.states = first[0].states
+    _, proposals, detections, clock, subgraphs, overflows = first
+    for other in others:
+        for state, of_other in zip((scores, *first[1:4]), other[:4], strict=True):
+            state.merge(of_other)
+        subgraphs += other[4]
+        overflows += other[5]
     if not subgraphs:
         raise UserError("there is no image to evaluate; check the evaluation split")
     return {
@@ -187,6 +201,10 @@ class _Clock:
             self._images += int(np.sum(batch["valid"]))
         self._seen.add(shape)
         return graphs
+
+    def merge(self, other: "_Clock") -> None:
+        self._seconds += other._seconds
+        self._images += other._images
 
     def compute(self) -> dict[str, float]:
         if not self._images:

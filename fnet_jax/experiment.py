@@ -154,7 +154,7 @@ class Experiment:
         return describe(self.config, self.model, split.object_classes, split.predicates)
 
     def eval_batches(self, split):
-        """Batches in order, one image for each local device."""
+        """This process's batches, in order, one image for each local device."""
         image = self.config.image
         return input_pipeline.eval_batches(
             split,
@@ -163,6 +163,8 @@ class Experiment:
             max_size=image.max_size,
             buckets=image.buckets,
             color_order=image.color_order,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
             num_workers=self.config.dataset.num_workers,
         )
 
@@ -184,8 +186,8 @@ class Experiment:
     def evaluate(self, params, split, scores: Scores, results_path=None) -> dict[str, float | str]:
         """Metrics of `fnet_jax.evaluate.evaluate` for given parameters on a split.
 
-        In multi-process training every process evaluates the whole split, so that all of them agree
-        on which checkpoint is the best.
+        Processes divide the images among them and get the same metrics, so that all agree on which
+        checkpoint is the best.
         """
         params = train_step.replicate(params)
         run = self._detect("sgb" in scores.states)

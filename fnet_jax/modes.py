@@ -7,9 +7,21 @@ import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 
-from fnet_jax import builder, checkpoint, input_pipeline, results, train
+from fnet_jax import (
+    bad_batch,
+    builder,
+    checkpoint,
+    input_pipeline,
+    multihost,
+    results,
+    train,
+    train_step,
+)
 from fnet_jax.anchors import REFERENCE_SCALE
 from fnet_jax.datasets import create_builder, kmeans, manual_folder
 from fnet_jax.datasets.report import report
@@ -19,6 +31,7 @@ from fnet_jax.objective import training_losses
 from fnet_jax.predictions import from_annotation, to_line
 from fnet_jax.protocols import Scores, task_of
 from fnet_jax.score import score_file
+from fnet_jax.train_plan import Plan
 
 
 def fresh_scores(split, protocols, task: str) -> Scores:
@@ -34,23 +47,6 @@ def run_training(config, workdir: str, strict: bool = False) -> train.FitResult:
     experiment = Experiment.open(config, strict)
     split = experiment.split(config.dataset.train_split)
     held_out = experiment.split(config.dataset.validation_split, config.train.eval_images)
-    options = builder.train_options(
-        config,
-        object_weights=builder.class_weights(split.object_weights),
-        predicate_weights=builder.class_weights(split.predicate_weights),
-    )
-
-    def loss_fn(params, example, key, phase):
-        return training_losses(
-            experiment.model,
-            params,
-            example,
-            key,
-            options,
-            rpn_loss=phase.rpn_loss,
-            graph_loss=phase.graph_loss,
-            frozen_layers=phase.frozen_backbone_layers,
-        )
 
     def validate(params):
         scores = fresh_scores(held_out, ("fnet",), experiment.task)
@@ -79,7 +75,7 @@ def run_training(config, workdir: str, strict: bool = False) -> train.FitResult:
     goes_on = config.train.stage == "continue" and pathlib.Path(config.train.init_from).is_dir()
     with contextlib.closing(batches):
         return train.fit(
-            loss_fn=loss_fn,
+            loss_fn=_loss_of(experiment, split),
             params=params,
             batches=batches,
             num_images=len(split),
@@ -91,6 +87,74 @@ def run_training(config, workdir: str, strict: bool = False) -> train.FitResult:
             metadata=experiment.metadata(split),
             resume_from=config.train.init_from if goes_on else None,
         )
+
+
+def _loss_of(experiment: Experiment, split) -> train_step.LossFn:
+    """The objective of one image, as `train.fit` wants it."""
+    options = builder.train_options(
+        experiment.config,
+        object_weights=builder.class_weights(split.object_weights),
+        predicate_weights=builder.class_weights(split.predicate_weights),
+    )
+
+    def loss_fn(params, example, key, phase):
+        return training_losses(
+            experiment.model,
+            params,
+            example,
+            key,
+            options,
+            rpn_loss=phase.rpn_loss,
+            graph_loss=phase.graph_loss,
+            frozen_layers=phase.frozen_backbone_layers,
+        )
+
+    return loss_fn
+
+
+def run_replay(config, workdir: str) -> bool:
+    """Runs the images of the last bad step again, with the weights of the latest checkpoint.
+
+    Prints for each image its losses and which gradients are not finite.
+
+    Returns: whether all was finite this time: then it was the weights that went wrong, between the
+      checkpoint and that step.
+    """
+    path = bad_batch.newest(workdir)
+    bad = bad_batch.read(path)
+    print(f"{path}\n{bad.cause}")
+    experiment = Experiment.open(config)
+    split = experiment.split(config.dataset.train_split)
+    saved = checkpoint.restore(workdir, experiment.template, with_optimizer=False)
+    print(f"with the weights of step {saved.step}:")
+    plan = Plan.from_config(config.train, len(split), saved.metadata.get("first_epoch", 0))
+    loss_fn, phase = _loss_of(experiment, split), plan.phase(bad.step - 1)
+
+    @jax.jit
+    def losses_and_gradients(params, example, key):
+        def objective(params):
+            return loss_fn(params, example, key, phase)
+
+        (total, terms), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+        broken = jax.tree.map(lambda x: ~jnp.all(jnp.isfinite(x)), gradients)
+        return {**terms, "total": total}, broken
+
+    all_finite = True
+    for example, place in bad.places():
+        key = train_step.image_key(config.seed, bad.step - 1, place)
+        terms, broken = jax.device_get(losses_and_gradients(saved.params, example, key))
+        layers = [name for name, bad in flatten_dict(broken, sep="/").items() if bad]
+        finite = all(np.isfinite(value) for value in terms.values()) and not layers
+        all_finite &= finite
+        index = int(example["image_index"])
+        listed = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
+        print(f"image {index} ({split.record(index)['filename']}): {listed}")
+        if layers:
+            more = f" and {len(layers) - 5} more" if len(layers) > 5 else ""
+            print(f"  gradients not finite: {', '.join(layers[:5])}{more}")
+    if all_finite:
+        print(f"all finite: the weights went wrong between steps {saved.step} and {bad.step}")
+    return all_finite
 
 
 def run_evaluation(
@@ -119,6 +183,8 @@ def run_evaluation(
     except OSError as error:
         raise UserError(f"--workdir: cannot write to {folder} ({error.strerror})") from error
     metrics = experiment.evaluate(params, split, scores, folder / "graphs.jsonl")
+    if not multihost.is_first():
+        return metrics
     tables = {"per_predicate": scores.per_predicate(split.predicates)}
     results.write_metrics(folder / "metrics.json", facts | metrics | tables)
     print(results.format_table(metrics))

@@ -1,11 +1,16 @@
 """What an evaluation leaves behind: scene graphs (JSONL), metrics (JSON), a table."""
 
+import contextlib
+import heapq
 import itertools
 import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
 
+import jax
+
+from fnet_jax import multihost
 from fnet_jax.errors import UserError
 from fnet_jax.metrics import FNetRecall
 from fnet_jax.metrics.sgb import TERTILES
@@ -32,13 +37,67 @@ class ResultsWriter:
 
     def write(self, line: Mapping) -> None:
         """Appends a line and hands it to the operating system."""
-        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        self.write_text(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def write_text(self, line: str) -> None:
+        """Appends a line that is JSON already, with its line end."""
+        self._file.write(line)
         self._file.flush()
 
     def __exit__(self, exception_type, exception, traceback) -> None:
         self._file.close()
         if exception_type is None:
             os.replace(self._partial, self.path)
+
+
+class PartWriter:
+    """A `ResultsWriter` for all processes of a run, each with some of the images.
+
+    At the end of the `with` block the first process joins their lines in the order of the images.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        count = jax.process_count()
+        self._parts = [self.path]
+        if count > 1:
+            self._parts = [self.path.with_name(f"{self.path.name}.{i}") for i in range(count)]
+        self._writer = ResultsWriter(self._parts[jax.process_index()])
+        self._indices: list[int] = []
+
+    def __enter__(self) -> "PartWriter":
+        self._writer.__enter__()
+        return self
+
+    def write(self, line: Mapping, index: int) -> None:
+        """Appends the line of image `index`; indices ascend."""
+        self._writer.write(line)
+        self._indices.append(index)
+
+    def __exit__(self, exception_type, exception, traceback) -> None:
+        self._writer.__exit__(exception_type, exception, traceback)
+        if len(self._parts) == 1 or exception_type is not None:
+            return
+        indices = multihost.gather(self._indices)
+        if multihost.is_first():
+            self._join(indices)
+        multihost.barrier("results are joined")
+
+    def _join(self, indices: list[list[int]]) -> None:
+        missing = [part for part in self._parts if not part.exists()]
+        if missing:
+            raise UserError(
+                f"--workdir: {missing[0]} of another process is not here; all processes need to "
+                "share the folder"
+            )
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(part.open(encoding="utf-8")) for part in self._parts]
+            rows = [zip(*part, strict=True) for part in zip(indices, files, strict=True)]
+            writer = stack.enter_context(ResultsWriter(self.path))
+            for _, line in heapq.merge(*rows):
+                writer.write_text(line)
+        for part in self._parts:
+            part.unlink()
 
 
 def read_results(path: str | os.PathLike) -> Iterator[dict]:

@@ -16,11 +16,14 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from fnet_jax import bad_batch, multihost, optim, train_step
 from fnet_jax import checkpoint as checkpoint_lib
-from fnet_jax import optim, train_step
 from fnet_jax.errors import UserError
 from fnet_jax.train_log import TrainLog
 from fnet_jax.train_plan import Plan
+
+# With config.train.non_finite="skip": this many steps in a row are no accident of the data.
+_MAX_SKIPPED = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +36,8 @@ class FitResult:
       epoch: epochs completed.
       best_metric: best value of the deciding metric (see `train_plan`) in all evaluations; None if
         there was none.
-      interrupted: True if SIGTERM ended the run before its last step or the evaluation after it
-        (the state is saved).
+      interrupted: True if SIGTERM or SIGINT ended the run before its last step or the evaluation
+        after it (the state is saved).
     """
 
     params: dict[str, Any]
@@ -79,7 +82,8 @@ def fit(
       resume_from: another run's checkpoint to go on from while the workdir has none itself.
 
     Raises:
-      NonFiniteLossError: if a loss term is NaN or infinite; earlier checkpoints stay as they are.
+      NonFiniteLossError: if a loss term is NaN or infinite (with `non_finite` "skip": in many steps
+        in a row); earlier checkpoints stay as they are, and the batch is written to the workdir.
       UserError: for an impossible config, or a checkpoint that is unreadable or does not fit.
     """
     metadata = dict(metadata or {})
@@ -125,7 +129,11 @@ def fit(
         else:
             state = state._replace(optimizer=train_step.replicate(optimizer_state))
 
-    checkpoints = checkpoint_lib.Checkpoints(workdir)
+    if saved and source == workdir:
+        if multihost.is_first():
+            checkpoint_lib.set_damaged_aside(workdir, first_step)
+        multihost.barrier("damaged checkpoints are set aside")
+    checkpoints = checkpoint_lib.Checkpoints(workdir, config.keep_checkpoints)
     log = TrainLog(
         workdir,
         every=config.log_every_steps,
@@ -133,25 +141,44 @@ def fit(
         last_step=plan.last_step,
         images_per_step=plan.images_per_step,
         window=saved.log_window if saved else {},
-        enabled=jax.process_index() == 0,
+        enabled=multihost.is_first(),
     )
     for message in messages:
         log.message(message)
 
     def build(phase: optim.Phase) -> train_step.StepFunctions:
         return train_step.make_step_functions(
-            loss_fn, phase, plan.optimizer, seed=seed, accumulate_steps=config.accumulate_steps
+            loss_fn,
+            phase,
+            plan.optimizer,
+            seed=seed,
+            accumulate_steps=config.accumulate_steps,
+            skip_non_finite=plan.skips,
         )
 
     def settle(pending: train_step.PendingStep | None) -> None:
         """Checks and logs the losses of a step that was started."""
-        nonlocal clock, waited
-        if pending is not None:
-            kept = checkpoints.step(checkpoint_lib.LATEST)
-            terms = train_step.checked_terms(pending, image_name, kept)
-            now = time.perf_counter()
-            log.step(pending.step, pending.epoch, pending.learning_rate, terms, now - clock, waited)
-            clock, waited = now, 0.0
+        nonlocal clock, waited, skipped_in_a_row
+        if pending is None:
+            return
+        terms = train_step.finite_terms(pending)
+        if terms is not None:
+            skipped_in_a_row = 0
+        else:
+            skipped_in_a_row += 1
+            cause = train_step.what_is_not_finite(pending, image_name)
+            where = bad_batch.write(workdir, pending, cause)
+            if not plan.skips or skipped_in_a_row > _MAX_SKIPPED:
+                raise train_step.NonFiniteLossError(
+                    f"{cause}. Training stops and saves nothing more "
+                    f"({_kept(checkpoints.step(checkpoint_lib.LATEST))}); the batch is in {where}, "
+                    "and --mode replay runs it again. Look at these images, or lower "
+                    "config.train.learning_rate"
+                )
+            log.message(f"skipped. {cause}; the batch is in {where}")
+        now = time.perf_counter()
+        log.step(pending.step, pending.epoch, pending.learning_rate, terms, now - clock, waited)
+        clock, waited = now, 0.0
 
     def save(kind: str, step: int) -> None:
         checkpoints.save(
@@ -161,7 +188,7 @@ def fit(
                 epoch=plan.epoch(step),
                 params=jax.device_get(train_step.params_of(state)),
                 optimizer=checkpoint_lib.flatten_state(state.optimizer),
-                data_states=checkpoint_lib.gather_states(batches.get_state()),
+                data_states=multihost.gather(data_state),
                 stage=config.stage,
                 best_metric=best_metric,
                 best_metric_name=plan.best_metric,
@@ -185,33 +212,44 @@ def fit(
         clock = time.perf_counter()
 
     # ---- The loop
-    step, interrupted = first_step, False
+    step, interrupted, skipped_in_a_row = first_step, False, 0
+    data_state = batches.get_state()  # what follows the images of `step` steps
     functions = build(phase)
     pending = None
     clock, waited = time.perf_counter(), 0.0  # since the last log.step
-    with _SigtermRequest() as sigterm, contextlib.closing(log), contextlib.closing(checkpoints):
+    with _StopRequest() as stop, contextlib.closing(log), contextlib.closing(checkpoints):
         # An evaluation that the end of the program before prevented.
         owed = saved is not None and source == workdir and plan.evaluates_after(step)
         if owed and evaluate_fn is not None and checkpoint_lib.last_evaluated(workdir) != step:
             evaluate(step)
         while step < plan.last_step and not interrupted:
             epoch = plan.epoch(step)
-            state, started = train_step.dispatch(
-                functions,
-                state,
-                batches,
-                step=step,
-                epoch=epoch,
-                learning_rate=plan.learning_rate(step),
-                accumulate_steps=config.accumulate_steps,
-            )
+            try:
+                state, started = train_step.dispatch(
+                    functions,
+                    state,
+                    batches,
+                    step=step,
+                    epoch=epoch,
+                    learning_rate=plan.learning_rate(step),
+                    accumulate_steps=config.accumulate_steps,
+                )
+            except Exception:
+                # Ctrl-C reaches the processes that load images, too.
+                if not stop.asked:
+                    raise
+                settle(pending)
+                save(checkpoint_lib.LATEST, step)
+                interrupted = True
+                break
+            data_state = batches.get_state()
             waited += started.wait_seconds
             # Looking at the losses of the step before while this one runs keeps devices busy.
             settle(pending)
             pending = started
             step += 1
 
-            interrupted = sigterm.stops_at(step)
+            interrupted = stop.stops_at(step)
             evaluates = evaluate_fn is not None and plan.evaluates_after(step)
             saves = evaluates or interrupted or plan.saves_after(step)
             if saves:
@@ -228,7 +266,8 @@ def fit(
             if evaluates and not interrupted:
                 evaluate(step)
         if interrupted:
-            log.message(f"SIGTERM: saved step {step}; the same command goes on from there")
+            checkpoints.wait(checkpoint_lib.LATEST)
+            log.message(f"{stop.name}: saved step {step}; the same command goes on from there")
     return FitResult(train_step.params_of(state), step, plan.epoch(step), best_metric, interrupted)
 
 
@@ -251,39 +290,57 @@ def _check_epoch_length(plan: Plan, saved: checkpoint_lib.Checkpoint, source: st
         )
 
 
+def _kept(step: int | None) -> str:
+    return "there is no checkpoint yet" if step is None else f"step {step} is kept"
+
+
 def _restore_data_position(
     batches: train_step.Batches, saved: checkpoint_lib.Checkpoint, source: str
 ) -> None:
-    if len(saved.data_states) != jax.process_count():
+    # Positions count the images of all processes, so it does not matter how many there were.
+    position, *others = saved.data_states
+    if any(other != position for other in others):
         raise UserError(
-            f"The checkpoint at {source} was made by {len(saved.data_states)} processes, now there "
-            f"are {jax.process_count()}; start as many, or train from its weights with "
+            f"The checkpoint at {source} holds different positions in the data for its "
+            f"{len(saved.data_states)} processes; train from its weights with "
             "--config.train.init_from and another --workdir"
         )
-    batches.set_state(saved.data_states[jax.process_index()])
+    batches.set_state(position)
 
 
-class _SigtermRequest:
-    """Turns SIGTERM into a request to stop after the current step."""
+class _StopRequest:
+    """Turns SIGTERM and SIGINT into a request to stop after the current step.
+
+    A second signal of the kind does what it always does.
+
+    Attributes:
+      asked: whether one came to this process.
+      name: of the signal.
+    """
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __enter__(self):
-        self._asked = False
-        # With several processes JAX listens itself, and makes all of them agree on a step.
+        self.asked, self.name = False, "SIGTERM"
+        # With several processes JAX listens to SIGTERM itself, and makes all agree on a step.
         alone = jax.process_count() == 1
-        self._listens = alone and threading.current_thread() is threading.main_thread()
-        if self._listens:
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        listens = alone and threading.current_thread() is threading.main_thread()
+        self._previous = {
+            number: signal.signal(number, self._ask) for number in self._SIGNALS if listens
+        }
         return self
 
     def __exit__(self, *_):
-        if self._listens:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        self._previous = {}
 
-    def _ask(self, *_):
-        self._asked = True
+    def _ask(self, number, _):
+        self.asked, self.name = True, signal.Signals(number).name
+        signal.signal(number, self._previous.pop(number))
 
     def stops_at(self, step: int) -> bool:
         """Whether to stop with this many steps done; the same answer in all processes."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
+        return self.asked

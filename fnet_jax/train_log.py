@@ -51,6 +51,7 @@ class TrainLog:
         self._images_per_step = images_per_step
         self._sums: dict[str, float] = dict(window.get("sums", {}))
         self._count: int = window.get("count", 0)
+        self._skipped: int = window.get("skipped", 0)
         # Times are not part of a checkpoint: those of the stopped process would mislead.
         self._seconds = self._wait = 0.0
         self._timed = 0
@@ -62,7 +63,8 @@ class TrainLog:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         # The record that ended the run before was an early one if its sums are still open.
-        _keep_until(self._folder / TRAIN_FILE, first_step - 1 if self._count else first_step)
+        still_open = self._count or self._skipped
+        _keep_until(self._folder / TRAIN_FILE, first_step - 1 if still_open else first_step)
         _keep_until(self._folder / EVAL_FILE, first_step)
         # TensorBoard has the same rule under this name: steps from here on are void.
         self._writer = SummaryWriter(
@@ -76,14 +78,14 @@ class TrainLog:
     @property
     def window(self) -> dict[str, Any]:
         """What a checkpoint has to keep of this log, as JSON."""
-        return {"count": self._count, "sums": dict(self._sums)}
+        return {"count": self._count, "skipped": self._skipped, "sums": dict(self._sums)}
 
     def step(
         self,
         step: int,
         epoch: int,
         learning_rate: float,
-        terms: Mapping[str, float],
+        terms: Mapping[str, float] | None,
         seconds: float,
         wait_seconds: float,
     ) -> None:
@@ -93,13 +95,17 @@ class TrainLog:
           step: optimizer steps done, this one included.
           epoch: the epoch of this step, from 0.
           learning_rate: of this step.
-          terms: loss terms, averaged over the images of the step; "total" among them.
+          terms: loss terms, averaged over the images of the step, "total" among them; None if they
+            were not finite and the step was skipped.
           seconds: wall time of the step.
           wait_seconds: the part of it spent waiting for data.
         """
-        self._count += 1
-        for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+        if terms is None:
+            self._skipped += 1
+        else:
+            self._count += 1
+            for name, value in terms.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
         self._timed += 1
         self._seconds += seconds
         self._wait += wait_seconds
@@ -109,7 +115,7 @@ class TrainLog:
         if due or step == self._last_step:
             self._record(step, epoch, learning_rate)
         if due:
-            self._count, self._sums = 0, {}
+            self._count, self._skipped, self._sums = 0, 0, {}
             self._timed, self._seconds, self._wait = 0, 0.0, 0.0
 
     def evaluation(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -146,17 +152,21 @@ class TrainLog:
             "images_per_second": self._images_per_step / max(per_step, 1e-9),
             "data_wait_share": self._wait / max(self._seconds, 1e-9),
         }
-        record = {"step": step, "epoch": epoch, "learning_rate": learning_rate} | terms | speed
+        skipped = {"skipped_steps": self._skipped} if self._skipped else {}
+        record = {"step": step, "epoch": epoch, "learning_rate": learning_rate}
+        record |= terms | skipped | speed
         _append(self._folder / TRAIN_FILE, record)
         for name, value in terms.items():
             self._writer.add_scalar(f"train/{name}", value, step)
         for name, value in (speed | {"learning_rate": learning_rate}).items():
             self._writer.add_scalar(f"progress/{name}", value, step)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {terms['total']:.4f}, {per_step:.2f} s/step")
+            loss = f"loss {terms['total']:.4f}" if terms else "all steps skipped"
+            self._bar.set_postfix_str(f"{loss}, {per_step:.2f} s/step")
         else:
             left = _clock(per_step * (self._last_step - step))
             listed = ", ".join(f"{name} {value:.4f}" for name, value in terms.items())
+            listed += f", {self._skipped} steps skipped" if self._skipped else ""
             self.message(
                 f"step {step}/{self._last_step} epoch {epoch}: {listed}, lr {learning_rate:g}, "
                 f"{per_step:.3f} s/step, {speed['data_wait_share']:.0%} waiting for data, "

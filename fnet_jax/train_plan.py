@@ -15,6 +15,7 @@ BEST_METRIC = "relationship_recall@50"
 BEST_RPN_METRIC = "rpn_recall@50"
 
 LR_SCHEDULES = ("step", "cosine")
+NON_FINITE = ("stop", "skip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +33,19 @@ class Plan:
     @classmethod
     def from_config(cls, config: Any, num_images: int, first_epoch: int = 0) -> "Plan":
         """Reads the section `config.train`; the phases are counted from `first_epoch`."""
-        for name in ("epochs", "accumulate_steps", "log_every_steps", "checkpoint_every_steps"):
+        positive = ("epochs", "accumulate_steps", "log_every_steps", "checkpoint_every_steps")
+        for name in (*positive, "keep_checkpoints"):
             if config[name] < 1:
                 raise UserError(f"config.train.{name}={config[name]} must be at least 1")
         if config.lr_schedule not in LR_SCHEDULES:
             raise UserError(
                 f"config.train.lr_schedule={config.lr_schedule!r} is unknown; "
                 f"use one of {', '.join(LR_SCHEDULES)}"
+            )
+        if config.non_finite not in NON_FINITE:
+            raise UserError(
+                f"config.train.non_finite={config.non_finite!r} is unknown; "
+                f"use one of {', '.join(NON_FINITE)}"
             )
         if num_images < 1:
             raise UserError("The training split has no images; see config.dataset.train_split")
@@ -75,6 +82,11 @@ class Plan:
         """Name of the metric that decides which checkpoint is the best."""
         graph = any(phase.graph_loss for phase in self.phases)
         return BEST_METRIC if graph else BEST_RPN_METRIC
+
+    @property
+    def skips(self) -> bool:
+        """Whether a step whose numbers are not finite is passed over instead of ending the run."""
+        return self.config.non_finite == "skip"
 
     def epoch(self, step: int) -> int:
         """Epochs completed after this many steps, which is also the epoch of the next step."""

@@ -65,6 +65,16 @@ class StepFunctions(NamedTuple):
     update: Callable
 
 
+def image_key(seed: int, step, place) -> jax.Array:
+    """The random key of an image.
+
+    Args:
+      step: optimizer steps done before this one.
+      place: of the image within the step, over micro-steps, processes and devices.
+    """
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), place)
+
+
 def make_step_functions(
     loss_fn: LossFn,
     phase: optim.Phase,
@@ -72,8 +82,11 @@ def make_step_functions(
     *,
     seed: int,
     accumulate_steps: int,
+    skip_non_finite: bool = False,
 ) -> StepFunctions:
     """Builds the pmapped functions of a phase; leading axes of arrays "per device" are devices.
+
+    With `skip_non_finite`, an update whose loss or gradient is NaN or infinite changes nothing.
 
     - gradients(trainable, frozen, batch, step, micro_step) -> (gradients, terms), both per device
     - add(gradient sums, term sums, gradients, terms) -> (gradient sums, term sums), per device
@@ -84,8 +97,8 @@ def make_step_functions(
     def gradients(trainable, frozen, example, step, micro_step):
         # The place of an image within the step, whatever the devices: four devices and four
         # accumulated steps draw the same samples.
-        index = micro_step * jax.lax.axis_size(_AXIS) + jax.lax.axis_index(_AXIS)
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), index)
+        place = micro_step * jax.lax.axis_size(_AXIS) + jax.lax.axis_index(_AXIS)
+        key = image_key(seed, step, place)
 
         def objective(trainable):
             return loss_fn(optim.merge(trainable, frozen), example, key, phase)
@@ -101,8 +114,12 @@ def make_step_functions(
         grads, terms = jax.lax.pmean(jax.tree.map(lambda x: x / accumulate_steps, sums), _AXIS)
         squares = (jnp.sum(jnp.square(leaf)) for leaf in grads.values())
         terms["gradient_norm"] = jnp.sqrt(sum(squares))
-        directions, state = optimizer.update(grads, state, trainable)
-        return optim.descend(trainable, directions, rate), state, terms
+        directions, new_state = optimizer.update(grads, state, trainable)
+        new = optim.descend(trainable, directions, rate), new_state
+        if skip_non_finite:
+            finite = jnp.isfinite(terms["gradient_norm"]) & jnp.isfinite(terms["total"])
+            new = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, (trainable, state))
+        return *new, terms
 
     return StepFunctions(
         gradients=jax.pmap(gradients, axis_name=_AXIS, in_axes=(None, None, 0, None, None)),
@@ -128,7 +145,7 @@ class PendingStep:
       learning_rate: what it used.
       terms: loss terms, averaged over its images.
       image_terms: the same per image: for each micro-step, one value per local device.
-      image_indices: "image_index" of these images.
+      batches: of each micro-step, as they were given to the devices.
       wait_seconds: time spent waiting for its data.
     """
 
@@ -137,8 +154,13 @@ class PendingStep:
     learning_rate: float
     terms: Terms
     image_terms: list[Terms]
-    image_indices: list[np.ndarray]
+    batches: list[Batch]
     wait_seconds: float
+
+    @property
+    def image_indices(self) -> list[np.ndarray]:
+        """ "image_index" of the images of each micro-step."""
+        return [np.asarray(batch["image_index"]) for batch in self.batches]
 
 
 def dispatch(
@@ -152,7 +174,7 @@ def dispatch(
     accumulate_steps: int,
 ) -> tuple[TrainState, PendingStep]:
     """Reads the data of one optimizer step and starts it; waits for the data only."""
-    sums, image_terms, image_indices, wait = None, [], [], 0.0
+    sums, image_terms, used, wait = None, [], [], 0.0
     for micro_step in range(accumulate_steps):
         begin = time.perf_counter()
         batch = next(batches)
@@ -164,7 +186,7 @@ def dispatch(
             state.trainable, state.frozen, batch, np.int32(step), np.int32(micro_step)
         )
         image_terms.append(terms)
-        image_indices.append(np.asarray(batch["image_index"]))
+        used.append(batch)
         sums = (gradients, terms) if sums is None else functions.add(*sums, gradients, terms)
     trainable, optimizer_state, mean_terms = functions.update(
         state.trainable, state.optimizer, sums, np.float32(learning_rate)
@@ -175,25 +197,20 @@ def dispatch(
         learning_rate=learning_rate,
         terms=mean_terms,
         image_terms=image_terms,
-        image_indices=image_indices,
+        batches=used,
         wait_seconds=wait,
     )
     return TrainState(trainable, state.frozen, optimizer_state), pending
 
 
-def checked_terms(
-    pending: PendingStep,
-    image_name: Callable[[int], str],
-    saved_step: int | None,
-) -> dict[str, float]:
-    """Waits for a step and returns its averaged loss terms.
-
-    Raises:
-      NonFiniteLossError: naming the terms and the images, if anything is NaN or infinite.
-    """
+def finite_terms(pending: PendingStep) -> dict[str, float] | None:
+    """Waits for a step and returns its averaged loss terms; None if any is NaN or infinite."""
     means = {name: float(value) for name, value in jax.device_get(pending.terms).items()}
-    if all(math.isfinite(value) for value in means.values()):
-        return means
+    return means if all(math.isfinite(value) for value in means.values()) else None
+
+
+def what_is_not_finite(pending: PendingStep, image_name: Callable[[int], str]) -> str:
+    """Names the step, the terms and the images where something is NaN or infinite."""
     causes = []
     for terms, indices in zip(pending.image_terms, pending.image_indices, strict=True):
         values = {name: _local_values(array) for name, array in terms.items()}
@@ -204,14 +221,11 @@ def checked_terms(
             if broken:
                 causes.append(f"{', '.join(broken)} for image {index} ({image_name(index)})")
     if not causes:
+        means = {name: float(value) for name, value in jax.device_get(pending.terms).items()}
         names = [f"{i} ({image_name(i)})" for i in np.concatenate(pending.image_indices).tolist()]
         broken = [f"{name} = {value}" for name, value in means.items() if not math.isfinite(value)]
         causes = [f"{', '.join(broken)} while the losses of images {', '.join(names)} are finite"]
-    kept = "there is no checkpoint yet" if saved_step is None else f"step {saved_step} is kept"
-    raise NonFiniteLossError(
-        f"Step {pending.step}: {'; '.join(causes)}. Training stops and saves nothing more "
-        f"({kept}); look at these images, or lower config.train.learning_rate"
-    )
+    return f"Step {pending.step}: {'; '.join(causes)}"
 
 
 def _local_values(array: jax.Array) -> np.ndarray:

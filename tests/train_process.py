@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from fnet_jax import train
+from fnet_jax import multihost, train
 from fnet_jax.configs import base
 
 VGG = [f"conv{b}_{i}" for b, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)]
@@ -138,8 +138,7 @@ def flat(params) -> dict[str, np.ndarray]:
 if __name__ == "__main__":
     options = json.loads(sys.argv[2])
     if "distributed" in options:  # (coordinator address, number of processes, index of this one)
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(*options.pop("distributed"))
+        multihost.join(*options.pop("distributed"))
     result = run(sys.argv[1], **options)
     name = f"params{jax.process_index() or ''}.npz"
     np.savez(pathlib.Path(sys.argv[1]) / name, **flat(result.params))
