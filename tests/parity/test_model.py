@@ -4,6 +4,8 @@ Stage by stage: stored inputs in, stored outputs out. Then from the image, where
 few times the stored noise: what float32 itself cannot resolve.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -287,6 +289,7 @@ def test_graph_stage(name, mode):
         assert_close(phrase, g["gt_phrase_features"], 5e-4, "phrase_features")
 
 
+@functools.cache
 def from_image(name, mode, padding=0):
     g = arrays("model", name)
     model, params = network(name)
@@ -329,7 +332,7 @@ def test_from_image(name, mode):
         np.testing.assert_allclose(graph.proposals[used], boxes, atol=atol, rtol=0)
 
 
-@pytest.mark.parametrize("padding", [5, 100])
+@pytest.mark.parametrize("padding", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_padding_changes_nothing(name, padding):
     """Beyond float32 rounding: the same sums in another order."""
     plain, padded = from_image(name, "nogt_"), from_image(name, "nogt_", padding)

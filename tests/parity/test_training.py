@@ -1,5 +1,7 @@
 """One training step of the small models: every loss term and the gradient of every parameter."""
 
+import functools
+
 import h5py
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from fnet_jax.objective import TrainOptions, graph_losses
 from fnet_jax.structures import AnchorTargets, ObjectTargets, PairTargets
 from fnet_jax.weights import export_checkpoint
 from tests.parity.golden_models import NAMES, arrays, capacities, network, options
+from tests.small_model import QUICK
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
@@ -123,11 +126,17 @@ def test_targets_are_consistent(name):
         np.testing.assert_allclose(t[f"{kind}_weights"], weights, rtol=1e-6)
 
 
+@functools.cache
+def both_losses(name):
+    """With class weights ("w") and without ("u"), in one program."""
+    _, params = network(name)
+    return jax.jit(lambda p: {kind: loss_terms(name, p, kind == "w") for kind in "wu"})(params)
+
+
 @pytest.mark.parametrize("kind", ["w", "u"])
 def test_losses(name, kind):
     t = arrays("train", name)
-    _, params = network(name)
-    total, (terms, _) = jax.jit(lambda p: loss_terms(name, p, kind == "w"))(params)
+    total, (terms, _) = both_losses(name)[kind]
     w = options(name)["loss_weights"]
     found = {
         "loss_cls_obj": terms["object_class"],
@@ -183,6 +192,7 @@ def test_gradients_in_double_precision(name, tmp_path):
     _, params = network(name)
     with jax.numpy_dtype_promotion("standard"), jax.enable_x64(True):
         params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-        gradient = jax.jit(jax.grad(lambda p: loss_terms(name, p, True, np.float64)[0]))(params)
+        objective = lambda p: loss_terms(name, p, True, np.float64)[0]  # noqa: E731
+        gradient = jax.jit(jax.grad(objective), compiler_options=QUICK)(params)
         assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves(gradient))
         assert_gradients(name, gradient, 1e-4, tmp_path)
