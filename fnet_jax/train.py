@@ -198,8 +198,9 @@ def fit(
         )
 
     def evaluate(step: int) -> None:
-        """Evaluates what `step` steps made; it is on disk already, so that nothing can be lost."""
+        """Evaluates what `step` steps made, once it is on disk and cannot be lost."""
         nonlocal best_metric, clock
+        checkpoints.wait(checkpoint_lib.LATEST)
         metrics = evaluate_fn(train_step.params_of(state))
         log.evaluation(step, plan.epoch(step), metrics)
         metric = float(metrics[plan.best_metric])

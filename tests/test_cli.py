@@ -63,3 +63,20 @@ def test_mistakes_in_the_config(tmp_path, changes, names):
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and "Traceback" not in done.stderr
     assert all(name in last for name in names), last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--coordinator=localhost:1",), ["--num_processes is missing", "--coordinator needs it"]),
+        (("--coordinator=a:1", "--num_processes=2", "--process_id=2"), ["--process_id=2", "below"]),
+        (("--cluster", "--process_id=0"), ["--cluster", "--process_id"]),
+        (("--cluster",), ["--cluster: the processes cannot be joined"]),
+    ],
+    ids=str,
+)
+def test_mistakes_about_processes(arguments, words):
+    done = run(*SHAPES, "--mode", "train", "--workdir", "x", *arguments)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and all(word in last for word in words), last
