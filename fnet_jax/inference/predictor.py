@@ -36,12 +36,19 @@ class ImageFormat:
 
     @classmethod
     def of(cls, section: Mapping) -> "ImageFormat":
-        """From `config.image`."""
+        """From `config.image`.
+
+        Its buckets are made for a dataset, which may have no upright images. Turned ones, and a
+        square that holds every image, are added: nothing is compiled before it is used.
+        """
+        given = [tuple(bucket) for bucket in section["buckets"]]
+        longest = section["max_size"]
+        more = [bucket[::-1] for bucket in given] + [(longest, longest)]
         return cls(
             section["test_scale"],
-            section["max_size"],
+            longest,
             section["color_order"],
-            tuple(map(tuple, section["buckets"])),
+            tuple(dict.fromkeys(given + more)),
         )
 
     def prepare(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -52,11 +59,6 @@ class ImageFormat:
             resized = resized[..., ::-1]
         height, width = resized.shape[:2]
         bucket = image_ops.smallest_bucket(self.buckets, height, width)
-        if bucket is None:
-            raise UserError(
-                f"it becomes {height} x {width} (height x width), and none of "
-                f"config.image.buckets holds that: {self.buckets}"
-            )
         info = np.array([height, width, factor, *image.shape[:2]], np.float32)
         return image_ops.pad(resized, bucket), info
 
@@ -183,7 +185,7 @@ class SceneGraphPredictor:
           given: its objects, or None to find them.
 
         Raises:
-          UserError: the image fits no bucket, or boxes are too many or outside of it.
+          UserError: it is no such image, or boxes are too many or outside of it.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise UserError(

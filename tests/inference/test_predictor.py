@@ -11,6 +11,7 @@ from fnet_jax import SceneGraph, SceneGraphPredictor
 from fnet_jax.detect import detect
 from fnet_jax.errors import UserError
 from fnet_jax.inference.given_boxes import UNKNOWN, read_boxes
+from fnet_jax.inference.predictor import ImageFormat
 from fnet_jax.predictions import LineReader, from_graph, to_line
 from tests.inference.checkpoints import OBJECTS, PREDICATES, save_random, small_config
 
@@ -92,6 +93,17 @@ def test_sizes_within_a_bucket_share_a_program(predictor):
     for size in ((61, 80), (200, 290), (64, 96), (10, 15)):
         predictor(np.zeros((*size, 3), np.uint8))
     assert not COMPILATIONS
+
+
+@pytest.mark.parametrize("size", [(90, 60), (60, 90), (1, 500), (500, 1), (70, 70), (641, 960)])
+def test_every_size_has_a_bucket(size):
+    """Also where the dataset's images all lie on their side."""
+    section = small_config().image
+    section.buckets = ((64, 80),)
+    image_format = ImageFormat.of(section)
+    padded, info = image_format.prepare(np.zeros((*size, 3), np.uint8))
+    assert padded.shape[:2] in image_format.buckets
+    assert (info[:2] <= padded.shape[:2]).all() and info[:2].min() >= 1
 
 
 def test_graph_for_programs(predictor):

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import pytest
 
 from fnet_jax.kernels import convolution, winograd
+from tests.parity import test_training
 from tests.parity.golden_models import NAMES, network
 from tests.parity.test_model import (  # noqa: F401
     test_backbone,
     test_graph_stage,
     test_rpn,
 )
-from tests.parity.test_training import test_gradients_in_double_precision  # noqa: F401
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
@@ -20,6 +20,11 @@ pytestmark = pytest.mark.parametrize("name", NAMES)
 def everywhere(monkeypatch):
     monkeypatch.setattr(convolution, "_WIDE", 0)
     monkeypatch.setattr(convolution, "_MANY", 0)
+
+
+@pytest.mark.slow
+def test_gradients_in_double_precision(name, tmp_path):
+    test_training.test_gradients_in_double_precision(name, tmp_path)
 
 
 def test_every_layer_uses_it(name, monkeypatch):
