@@ -13,6 +13,7 @@ from fnet_jax import image_ops
 from fnet_jax.anchors import REFERENCE_SCALE, base_anchors
 from fnet_jax.datasets.split import Split
 from fnet_jax.errors import UserError
+from fnet_jax.files import partial_of
 
 FILE = "kmeans_anchors.json"
 _ROUNDS = 300
@@ -94,7 +95,7 @@ def write(path: str | os.PathLike, anchors: Anchors) -> None:
         "anchor_ratios_kmeans": anchors.ratios,
         "mean_best_iou": round(anchors.mean_best_iou, 4),
     }
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     partial.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(partial, path)
 

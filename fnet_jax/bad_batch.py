@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from fnet_jax.errors import UserError
+from fnet_jax.files import partial_of
 from fnet_jax.train_step import Batch, PendingStep
 
 FOLDER = "bad_batches"
@@ -64,7 +65,7 @@ def write(workdir: str | os.PathLike, pending: PendingStep, cause: str) -> pathl
         for number, batch in enumerate(pending.batches)
         for name, array in batch.items()
     }
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     with partial.open("wb") as file:
         np.savez_compressed(file, **arrays, **{_FACTS: np.array(json.dumps(facts))})
     os.replace(partial, path)

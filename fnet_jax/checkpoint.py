@@ -28,6 +28,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from fnet_jax.errors import UserError
+from fnet_jax.files import partial_of
 
 LATEST = "latest"
 BEST = "best"
@@ -239,7 +240,7 @@ def mark_evaluated(workdir: str | pathlib.Path, step: int) -> None:
     """Notes that the evaluation that is due after `step` took place."""
     if jax.process_index() == 0:
         path = pathlib.Path(workdir) / _FOLDER / _EVALUATED
-        partial = path.with_name(path.name + ".partial")
+        partial = partial_of(path)
         partial.write_text(f"{step}\n")
         partial.replace(path)
 

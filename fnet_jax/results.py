@@ -12,6 +12,7 @@ import jax
 
 from fnet_jax import multihost
 from fnet_jax.errors import UserError
+from fnet_jax.files import partial_of
 from fnet_jax.metrics import FNetRecall
 from fnet_jax.metrics.sgb import TERTILES
 from fnet_jax.protocols import RULES
@@ -28,7 +29,7 @@ class ResultsWriter:
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
-        self._partial = _partial(self.path)
+        self._partial = partial_of(self.path)
 
     def __enter__(self) -> "ResultsWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,7 @@ def write_metrics(path: str | os.PathLike, metrics: Mapping) -> None:
     """
     path = pathlib.Path(path)
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-    partial = _partial(path)
+    partial = partial_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
@@ -193,7 +194,3 @@ def _block(title: str, cut_offs: list[int], names: Mapping[str, str], metrics: M
 def _cut_offs(metrics: Mapping, name: str) -> list[int]:
     numbers = (key.removeprefix(f"{name}@") for key in metrics if key.startswith(f"{name}@"))
     return sorted(int(number) for number in numbers)
-
-
-def _partial(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(path.name + ".partial")

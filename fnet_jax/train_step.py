@@ -205,7 +205,7 @@ def dispatch(
 
 def finite_terms(pending: PendingStep) -> dict[str, float] | None:
     """Waits for a step and returns its averaged loss terms; None if any is NaN or infinite."""
-    means = {name: float(value) for name, value in jax.device_get(pending.terms).items()}
+    means = _means(pending)
     return means if all(math.isfinite(value) for value in means.values()) else None
 
 
@@ -221,11 +221,18 @@ def what_is_not_finite(pending: PendingStep, image_name: Callable[[int], str]) -
             if broken:
                 causes.append(f"{', '.join(broken)} for image {index} ({image_name(index)})")
     if not causes:
-        means = {name: float(value) for name, value in jax.device_get(pending.terms).items()}
         names = [f"{i} ({image_name(i)})" for i in np.concatenate(pending.image_indices).tolist()]
-        broken = [f"{name} = {value}" for name, value in means.items() if not math.isfinite(value)]
+        broken = [
+            f"{name} = {value}"
+            for name, value in _means(pending).items()
+            if not math.isfinite(value)
+        ]
         causes = [f"{', '.join(broken)} while the losses of images {', '.join(names)} are finite"]
     return f"Step {pending.step}: {'; '.join(causes)}"
+
+
+def _means(pending: PendingStep) -> dict[str, float]:
+    return {name: float(value) for name, value in jax.device_get(pending.terms).items()}
 
 
 def _local_values(array: jax.Array) -> np.ndarray:

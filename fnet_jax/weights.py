@@ -18,6 +18,7 @@ import numpy as np
 from flax import traverse_util
 
 from fnet_jax.errors import UserError
+from fnet_jax.files import partial_of
 
 
 class Layout(enum.Enum):
@@ -219,7 +220,7 @@ def export_checkpoint(path: str | os.PathLike, params: Mapping) -> None:
     The file appears under its name only when complete.
     """
     arrays = traverse_util.flatten_dict(dict(params))
-    partial = pathlib.Path(f"{os.fspath(path)}.partial")
+    partial = partial_of(pathlib.Path(path))
     with h5py.File(partial, "w") as file:
         for entry in layout_entries(params):
             file.create_dataset(entry.key, data=entry.to_original(np.asarray(arrays[entry.path])))

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from fnet_jax.detect import TestOptions, detect
 from fnet_jax.errors import UserError
+from fnet_jax.files import partial_of
 from fnet_jax.model import FactorizableNet
 
 FORMAT, VERSION = "fnet-jax/exported", 1
@@ -180,7 +181,7 @@ def _archive(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file to export to")
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     try:
         with zipfile.ZipFile(partial, "w") as archive:
             yield archive

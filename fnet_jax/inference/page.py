@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from fnet_jax.errors import UserError
+from fnet_jax.files import partial_of
 from fnet_jax.inference.selection import relations, representatives
 
 _LONG_SIDE = 1280  # pixels at most of an embedded image
@@ -81,14 +82,14 @@ def write_page(
                 links.append(("Next page", _page_path(first, number + 1)))
             pages.append(_page_path(first, number))
             text = _html(batch, title, top_k, min_score, links)
-            _partial(pages[-1]).write_text(text, encoding="utf-8")
+            partial_of(pages[-1]).write_text(text, encoding="utf-8")
         for page in pages:
-            os.replace(_partial(page), page)
+            os.replace(partial_of(page), page)
     except OSError as error:
         raise UserError(f"{first} cannot be written ({error.strerror})") from error
     finally:
         for page in pages:
-            _partial(page).unlink(missing_ok=True)
+            partial_of(page).unlink(missing_ok=True)
     return pages
 
 
@@ -104,10 +105,6 @@ def _batches(entries: Iterable, size: int) -> Iterator[tuple[list, bool]]:
 
 def _page_path(first: pathlib.Path, number: int) -> pathlib.Path:
     return first if number == 1 else first.with_name(f"{first.stem}_{number}{first.suffix}")
-
-
-def _partial(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(path.name + ".partial")
 
 
 def _html(images: list[dict], title: str, top_k: int, min_score: float, links: list) -> str:
