@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
             "validation_split": "test",  # chooses the best checkpoint, on "test" as published
             "eval_split": "test",  # what --mode eval measures
             "num_workers": 2,  # image-loading processes; 0 loads in the main process
+            "worker_timeout": 300.0,  # seconds without a batch: they are started anew
         }
     )
 

@@ -166,6 +166,7 @@ class Experiment:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             num_workers=self.config.dataset.num_workers,
+            worker_timeout=self.config.dataset.worker_timeout,
         )
 
     @functools.cached_property

@@ -11,18 +11,19 @@ import functools
 import sys
 from collections.abc import Iterator, Sequence
 
-import grain
 import numpy as np
-from absl import flags
 
 from fnet_jax import image_ops
 from fnet_jax.datasets.split import Split
 from fnet_jax.errors import UserError
+from fnet_jax.read_ahead import ReadAhead
 
 __all__ = ["Split", "TrainBatches", "eval_batches", "steps_per_epoch", "train_batches"]
 
 # Streams of random numbers that must not coincide.
 _SHUFFLE, _SCALE, _PREDICATE = 0, 1, 2
+WORKER_TIMEOUT = 300.0  # seconds
+_MAX_NAMED = 4
 
 
 def steps_per_epoch(num_images: int, global_batch_size: int) -> int:
@@ -66,6 +67,8 @@ class _Loader:
     color_order: str
     process_index: int
     process_count: int
+    num_workers: int
+    worker_timeout: float
     pair_predicate: str = "last"
     overlapping_pairs_only: bool = False
 
@@ -104,6 +107,22 @@ class _Loader:
             self.process_index * self.batch_size, (self.process_index + 1) * self.batch_size
         )
         return _Plan(positions[own], indices[own], factors[own], valid[own], bucket)
+
+    def read(self, positions: range) -> ReadAhead:
+        """The batches of the steps that begin at `positions`."""
+        return ReadAhead(
+            self.load,
+            positions,
+            num_workers=self.num_workers,
+            timeout=self.worker_timeout,
+            describe=self._describe,
+        )
+
+    def _describe(self, position: int) -> str:
+        """The images of a step, for messages."""
+        named = [self.split.filenames[index] for index in self.plan(position).indices]
+        listed = ", ".join(named[:_MAX_NAMED]) + (", ..." if len(named) > _MAX_NAMED else "")
+        return f"{listed} of {self.split.dataset} {self.split.name}"
 
     def load(self, position: int) -> dict[str, np.ndarray]:
         """The batch of this process for the step that begins at global position `position`."""
@@ -192,8 +211,8 @@ class TrainBatches(Iterator):
     An epoch's images are followed directly by the next epoch's, so that a batch may hold both.
     """
 
-    def __init__(self, loader: _Loader, num_workers: int):
-        self._loader, self._num_workers = loader, num_workers
+    def __init__(self, loader: _Loader):
+        self._loader = loader
         self._position = 0
         self._batches = None
 
@@ -201,9 +220,7 @@ class TrainBatches(Iterator):
         if self._batches is None:
             step = self._loader.global_batch_size
             stop = sys.maxsize // step * step
-            self._batches = _Reader(
-                self._loader, range(self._position, stop, step), self._num_workers
-            )
+            self._batches = self._loader.read(range(self._position, stop, step))
         batch = next(self._batches)
         self._position += self._loader.global_batch_size
         return batch
@@ -236,6 +253,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_workers: int = 0,
+    worker_timeout: float = WORKER_TIMEOUT,
     pair_predicate: str = "last",
     overlapping_pairs_only: bool = False,
 ) -> TrainBatches:
@@ -251,6 +269,7 @@ def train_batches(
       color_order: "bgr" or "rgb".
       process_index, process_count: which part of each global batch is read.
       num_workers: processes that read ahead; 0 reads in the calling process.
+      worker_timeout: seconds without a batch after which these are started anew, see `ReadAhead`.
       pair_predicate: which of several predicates of an ordered pair is given: the "last" annotated
         one, or one drawn at "random" each time (an often repeated one more often).
       overlapping_pairs_only: leaves out relationships of two boxes that have no pixel in common.
@@ -289,9 +308,11 @@ def train_batches(
         color_order=color_order,
         process_index=process_index,
         process_count=process_count,
+        num_workers=num_workers,
+        worker_timeout=worker_timeout,
     )
     loader.check_buckets()
-    return TrainBatches(loader, num_workers)
+    return TrainBatches(loader)
 
 
 def eval_batches(
@@ -305,6 +326,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_workers: int = 0,
+    worker_timeout: float = WORKER_TIMEOUT,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Each image once, in order; all processes yield the same number of batches.
 
@@ -323,9 +345,11 @@ def eval_batches(
         color_order=color_order,
         process_index=process_index,
         process_count=process_count,
+        num_workers=num_workers,
+        worker_timeout=worker_timeout,
     )
     loader.check_buckets()
-    return _Reader(loader, range(0, len(split), loader.global_batch_size), num_workers)
+    return loader.read(range(0, len(split), loader.global_batch_size))
 
 
 def _overlap(boxes: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -339,28 +363,3 @@ def _overlap(boxes: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _check_color_order(color_order: str) -> None:
     if color_order not in ("bgr", "rgb"):
         raise UserError(f"image.color_order is {color_order!r}; it must be 'bgr' or 'rgb'")
-
-
-class _Reader(Iterator):
-    """The batches at `positions`, in order, read ahead by `num_workers` processes if any."""
-
-    def __init__(self, loader: _Loader, positions: range, num_workers: int):
-        source = grain.MapDataset.range(positions.start, positions.stop, positions.step)
-        # A batch of large images weighs megabytes: read a few ahead, not grain's default of 500.
-        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        batches = source.map(loader.load).to_iter_dataset(ahead)
-        if num_workers:
-            if not flags.FLAGS.is_parsed():  # grain hands its own flags to the workers.
-                flags.FLAGS.mark_as_parsed()
-            options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
-            batches = batches.mp_prefetch(options)
-        self._batches = iter(batches)
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        # Batches of workers lie in shared memory, which is scarce in containers: a copy frees it
-        # now, whatever the caller keeps.
-        return {key: np.array(value) for key, value in next(self._batches).items()}
-
-    def close(self) -> None:
-        """Stops the worker processes, if any."""
-        self._batches.close()

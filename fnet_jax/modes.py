@@ -65,6 +65,7 @@ def run_training(config, workdir: str, strict: bool = False) -> train.FitResult:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_workers=config.dataset.num_workers,
+        worker_timeout=config.dataset.worker_timeout,
         pair_predicate=config.train.pair_predicate,
         overlapping_pairs_only=config.train.overlapping_pairs_only,
     )
