@@ -1,5 +1,6 @@
 """Reads the JSON files of which sources consist, and names the file when something is wrong."""
 
+import collections
 import json
 import pathlib
 import re
@@ -36,9 +37,9 @@ def class_names(path: pathlib.Path, content: object, what: str) -> list[str]:
     ):
         raise UserError(f"{path}: {what} must be a list of class names")
     names = [BACKGROUND, *content]
-    repeated = {name for name in names if names.count(name) > 1}
+    repeated = [name for name, count in collections.Counter(names).items() if count > 1]
     if repeated:
-        raise UserError(f"{path}: {what} lists {sorted(repeated)[0]!r} twice; names must differ")
+        raise UserError(f"{path}: {what} lists {min(repeated)!r} twice; names must differ")
     return names
 
 

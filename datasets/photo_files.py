@@ -10,7 +10,10 @@ from fnet_jax.datasets.schema import Annotation, Scene, Skipped
 
 
 class Photos:
-    """The photos of a split, found by the name in the annotations or by its stem."""
+    """The photos of a split, found by the name in the annotations or by its stem.
+
+    Only files in the folders are found; names that lead out of them count by their stem alone.
+    """
 
     def __init__(self, folders: list[pathlib.Path]):
         self._folders = folders
@@ -41,8 +44,11 @@ class Photos:
         return Scene(encoded, image.shape[0], image.shape[1], annotation)
 
     def _find(self, filename: str) -> pathlib.Path | None:
-        for folder in self._folders:
-            # Unlike pathlib's, this is False for names that no file can have.
-            if os.path.isfile(folder / filename):
-                return folder / filename
-        return self._by_stem.get(pathlib.PurePath(filename).stem)
+        name = pathlib.PurePath(filename)
+        # Annotations come from strangers: no name leads out of the folders.
+        if not name.is_absolute() and ".." not in name.parts:
+            for folder in self._folders:
+                # Unlike pathlib's, this is False for names that no file can have.
+                if os.path.isfile(folder / name):
+                    return folder / name
+        return self._by_stem.get(name.stem)

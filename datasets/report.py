@@ -23,6 +23,7 @@ MISTAKES = {
     "unreadable": "photos missing or unreadable",
     "size": "photos of another size than stated",
     "name": "images listed more than once",
+    "count": "images with too many objects",
     "box": "boxes that are none (x2 < x1, y2 < y1, not finite)",
     "class": "class ids outside the vocabulary",
     "predicate": "predicate ids outside the vocabulary",

@@ -17,6 +17,8 @@ import tensorflow_datasets as tfds
 from fnet_jax.errors import UserError
 
 BACKGROUND = "background"
+# On one image: a batch has a matrix of them, squared. Real datasets stay below 300.
+MAX_OBJECTS = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +110,15 @@ def inverse_weights(counts: np.ndarray) -> list[float]:
 class Fault(NamedTuple):
     """Something in an annotation that cannot be stored."""
 
-    kind: str  # "box" | "class" | "relationship" | "predicate"
+    kind: str  # "count" | "box" | "class" | "relationship" | "predicate"
     what: str  # For people, e.g. "object 3 has class 151, but the classes are 1 to 150".
 
 
 def faults(annotation: Annotation, vocabulary: Vocabulary) -> Iterator[Fault]:
     """Where an annotation contradicts itself or the classes."""
     objects, predicates = len(vocabulary.object_classes) - 1, len(vocabulary.predicates) - 1
+    if len(annotation.boxes) > MAX_OBJECTS:
+        yield Fault("count", f"{len(annotation.boxes)} objects are more than {MAX_OBJECTS}")
     regions = ((f"region {index}", box) for index, (box, _) in enumerate(annotation.regions))
     boxes = ((f"object {index}", box) for index, box in enumerate(annotation.boxes))
     for name, box in itertools.chain(boxes, regions):

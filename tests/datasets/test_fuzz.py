@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 
 from fnet_jax.datasets import create_builder, load_builder
 from fnet_jax.datasets.photo_files import Photos
-from fnet_jax.datasets.schema import Annotation, Scene, Skipped, check
+from fnet_jax.datasets.schema import (
+    MAX_OBJECTS,
+    Annotation,
+    Scene,
+    Skipped,
+    Vocabulary,
+    check,
+)
 from fnet_jax.datasets.split import Split
 from fnet_jax.datasets.vg150 import tables
 from fnet_jax.errors import UserError
@@ -604,6 +611,52 @@ def test_names_that_no_photo_can_have(tmp_path, filename):
     found = Photos([tmp_path]).load(Annotation(filename, [], [], []))
     assert isinstance(found, Skipped)
     assert found.reason == f"not in {tmp_path}"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A folder with photos, and photos that lie outside of it."""
+    inside = tmp_path / "data" / "images"
+    inside.mkdir(parents=True)
+    for path in (tmp_path / "secret.jpg", tmp_path / "data" / "secret.jpg", inside / "1.jpg"):
+        path.write_bytes(encoded(".jpg"))
+    return inside
+
+
+@pytest.mark.parametrize(
+    "filename",
+    ["../secret.jpg", "../../secret.jpg", "x/../../secret.jpg", "./../secret.jpg", "{}/secret.jpg"],
+)
+def test_names_do_not_lead_out_of_the_folder(tree, filename):
+    found = Photos([tree]).load(Annotation(filename.format(tree.parent), [], [], []))
+    assert isinstance(found, Skipped)
+    assert found.reason == f"not in {tree}"
+
+
+def test_any_name_stays_in_the_folder(tree):
+    photos, outcomes = Photos([tree]), set()
+    parts = st.sampled_from(["..", ".", "", "/", "~", str(tree), "secret.jpg", "1.jpg", "images"])
+
+    @hypothesis.settings(settings, max_examples=500)
+    @hypothesis.given(st.lists(parts, min_size=1, max_size=6).map("/".join))
+    def run(name):
+        found = photos._find(name)
+        outcomes.add(found is None)
+        assert found is None or found.resolve() == tree / "1.jpg"
+
+    run()
+    assert outcomes == {True, False}
+
+
+def test_too_many_objects_are_refused():
+    vocabulary = Vocabulary(("background", "a"), ("background", "p"))
+    for count in (MAX_OBJECTS, MAX_OBJECTS + 1):
+        annotation = Annotation("1.jpg", [(0, 0, 1, 1)] * count, [1] * count, [])
+        if count == MAX_OBJECTS:
+            check(annotation, vocabulary)
+            continue
+        with pytest.raises(UserError, match=r"image '1\.jpg': 2001 objects are more than 2000; "):
+            check(annotation, vocabulary)
 
 
 def test_photos_with_wrong_bytes(folder):
