@@ -7,6 +7,8 @@ from fnet_jax import image_ops
 from fnet_jax.errors import UserError
 from fnet_jax.metrics import TrainingStatistics
 
+_SHOWN = 120  # characters of a library's message
+
 
 class Split:
     """One split of a built dataset, by index, in the order in which it was stored.
@@ -26,7 +28,7 @@ class Split:
     def __init__(self, builder: tfds.core.DatasetBuilder, name: str):
         metadata = builder.info.metadata
         parts = _absolute(builder, name)
-        self.dataset, self.name = builder.name, name
+        self.dataset, self.name, self._folder = builder.name, name, str(builder.data_dir)
         self.object_classes = tuple(metadata["object_classes"])
         self.predicates = tuple(metadata["predicates"])
         self.object_weights = np.asarray(metadata["object_weights"], np.float64)
@@ -73,7 +75,16 @@ class Split:
     def _read(self, index: int) -> dict:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        return self._source[int(index)]
+        try:
+            return self._source[int(index)]
+        # What array_record raises for files that are damaged, cut off or gone.
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            reason = " ".join(str(error).split())[:_SHOWN]
+            raise UserError(
+                f"dataset {self.dataset}, split {self.name}: image {index} cannot be read from "
+                f"{self._folder} ({reason}); put the built dataset back, or delete what is left "
+                "of it to have it built again"
+            ) from error
 
     def _annotation(self, raw: dict) -> dict:
         relationships = raw["relationships"]

@@ -399,3 +399,23 @@ def test_damaged_metadata_is_noticed(shapes, tmp_path):
     split = Split(load_builder("shapes", "tiny", str(tmp_path)), "test")
     with pytest.raises(UserError, match="is damaged"):
         list(evaluation(split))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("harm", ["deleted", "cut off", "overwritten"])
+def test_a_dataset_that_vanishes_is_named(shapes, tmp_path, harm, num_workers):
+    folder = shutil.copytree(shapes.data_dir, tmp_path / "shapes" / "tiny" / str(shapes.version))
+    split = Split(load_builder("shapes", "tiny", str(tmp_path)), "test")
+    (records,) = folder.glob("shapes-test*")
+    if harm == "deleted":
+        records.unlink()
+    elif harm == "cut off":
+        records.write_bytes(records.read_bytes()[:5000])
+    else:
+        records.write_bytes(np.random.default_rng(0).bytes(records.stat().st_size))
+    batches = evaluation(split, num_workers=num_workers)
+    with pytest.raises(UserError) as caught:
+        next(batches)
+    message = str(caught.value)
+    assert message.startswith(f"dataset shapes, split test: image 0 cannot be read from {folder} (")
+    assert "put the built dataset back" in message and "\n" not in message
