@@ -21,7 +21,7 @@ from tests.test_cli import ROOT
 pytestmark = pytest.mark.slow
 
 STEPS = 2000
-EVALUATED = 500
+EVALUATED = 26_000
 SIZES = ((48, 64), (64, 48), (60, 60), (40, 80), (80, 40), (56, 72), (72, 56), (64, 64))
 # As many classes as VRD, and so as many detections of an image; a network of few numbers.
 OBJECTS = [f"object {index}" for index in range(100)]
