@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fnet_jax.errors import UserError
-from fnet_jax.files import partial_of
+from fnet_jax.files import partial_of, writing
 from fnet_jax.train_step import Batch, PendingStep
 
 FOLDER = "bad_batches"
@@ -51,9 +51,11 @@ def write(workdir: str | os.PathLike, pending: PendingStep, cause: str) -> pathl
     """Writes this process's images of a step; returns the file.
 
     Beyond the first few of a run nothing is written: what matters is how it began.
+
+    Raises:
+      UserError: the file cannot be written.
     """
     folder = pathlib.Path(workdir) / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     process = jax.process_index()
     path = folder / f"step_{pending.step:08d}_process_{process}.npz"
     if len(list(folder.glob("*.npz"))) >= _MAX_KEPT and not path.exists():
@@ -66,9 +68,11 @@ def write(workdir: str | os.PathLike, pending: PendingStep, cause: str) -> pathl
         for name, array in batch.items()
     }
     partial = partial_of(path)
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays, **{_FACTS: np.array(json.dumps(facts))})
-    os.replace(partial, path)
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays, **{_FACTS: np.array(json.dumps(facts))})
+        os.replace(partial, path)
     return path
 
 

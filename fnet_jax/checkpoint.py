@@ -18,6 +18,8 @@ import hashlib
 import json
 import os
 import pathlib
+import re
+import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +30,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from fnet_jax.errors import UserError
-from fnet_jax.files import partial_of
+from fnet_jax.files import partial_of, writing
 
 LATEST = "latest"
 BEST = "best"
@@ -37,6 +39,8 @@ _EVALUATED = "evaluated_step"
 # What a model is tied to; weights for other classes or anchors would be silently wrong.
 _TIED = ("object_names", "predicate_names", "anchors", "network")
 _MAX_LISTED = 12
+# Where TensorStore quotes the operating system.
+_SYSTEM_REASON = re.compile(r"([A-Z][a-zA-Z ]+) \[os_error_code")
 _DIGEST = "digest"  # entry of a step's `meta`
 # Where a damaged step goes: not a number, so that nobody takes it for a checkpoint.
 _DAMAGED_SUFFIX = ".damaged"
@@ -118,6 +122,7 @@ class Checkpoints:
         # Copies: on a CPU these may be the very arrays that the next step overwrites.
         params, optimizer = jax.tree.map(np.array, (checkpoint.params, checkpoint.optimizer))
         meta[_DIGEST] = {"params": _digest(params), "optimizer": _digest(optimizer)}
+        self._check_room(params, optimizer)
         try:
             saved = manager.save(
                 checkpoint.step,
@@ -153,8 +158,21 @@ class Checkpoints:
             self.wait(kind)
             manager.close()
 
+    def _check_room(self, *trees: Any) -> None:
+        """Orbax would notice a full disk, too, but in the middle and at great length."""
+        needed = sum(array.nbytes for array in jax.tree.leaves(trees))
+        free = shutil.disk_usage(self._root).free
+        if free < needed:
+            raise UserError(
+                f"--workdir: a checkpoint needs {needed / 1e6:.0f} MB, and {self._root} has "
+                f"{free / 1e6:.0f} MB left; those before it are kept. Make room, and start the "
+                "same command again"
+            )
+
     def _failed(self, error: Exception) -> UserError:
-        reason = " ".join(str(error).split())[:200]
+        text = " ".join(str(error).split())
+        known = _SYSTEM_REASON.search(text)
+        reason = known[1] if known else text[:200]
         return UserError(
             f"--workdir: a checkpoint cannot be written to {self._root} ({reason}); those before "
             "it are kept. Make room, and start the same command again"
@@ -241,8 +259,9 @@ def mark_evaluated(workdir: str | pathlib.Path, step: int) -> None:
     if jax.process_index() == 0:
         path = pathlib.Path(workdir) / _FOLDER / _EVALUATED
         partial = partial_of(path)
-        partial.write_text(f"{step}\n")
-        partial.replace(path)
+        with writing(path):
+            partial.write_text(f"{step}\n")
+            partial.replace(path)
 
 
 def last_evaluated(workdir: str | pathlib.Path) -> int | None:

@@ -218,7 +218,8 @@ def main(argv: list[str] | None = None) -> int:
     `--mode predict` returns `inference.commands.SOME_SKIPPED` if it could not use all files,
     `--mode train` `INTERRUPTED` if it was asked to stop.
     """
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    # What libraries log as errors, with tracebacks, they also raise, and that becomes one line.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         return _run(_parse(argv if argv is not None else sys.argv))
     except UserError as error:

@@ -27,6 +27,7 @@ from fnet_jax.datasets import create_builder, kmeans, manual_folder
 from fnet_jax.datasets.report import report
 from fnet_jax.errors import UserError
 from fnet_jax.experiment import Experiment, open_dataset, split_of
+from fnet_jax.files import writing
 from fnet_jax.objective import training_losses
 from fnet_jax.predictions import from_annotation, to_line
 from fnet_jax.protocols import Scores, task_of
@@ -179,10 +180,8 @@ def run_evaluation(
     suffix = "" if task == "sgdet" else f"_{task}"
     part = "" if config.test.max_images is None else f"[:{config.test.max_images}]"
     folder = pathlib.Path(workdir) / "evaluation" / (config.dataset.eval_split + part + suffix)
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir: cannot write to {folder} ({error.strerror})") from error
     metrics = experiment.evaluate(params, split, scores, folder / "graphs.jsonl")
     if not multihost.is_first():
         return metrics

@@ -12,7 +12,7 @@ import jax
 
 from fnet_jax import multihost
 from fnet_jax.errors import UserError
-from fnet_jax.files import partial_of
+from fnet_jax.files import partial_of, writing
 from fnet_jax.metrics import FNetRecall
 from fnet_jax.metrics.sgb import TERTILES
 from fnet_jax.protocols import RULES
@@ -32,8 +32,9 @@ class ResultsWriter:
         self._partial = partial_of(self.path)
 
     def __enter__(self) -> "ResultsWriter":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._partial.open("w", encoding="utf-8")
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._partial.open("w", encoding="utf-8")
         return self
 
     def write(self, line: Mapping) -> None:
@@ -42,12 +43,17 @@ class ResultsWriter:
 
     def write_text(self, line: str) -> None:
         """Appends a line that is JSON already, with its line end."""
-        self._file.write(line)
-        self._file.flush()
+        with writing(self.path):
+            self._file.write(line)
+            self._file.flush()
 
     def __exit__(self, exception_type, exception, traceback) -> None:
-        self._file.close()
-        if exception_type is None:
+        if exception_type is not None:
+            with contextlib.suppress(OSError):  # The line that could not be written, once more.
+                self._file.close()
+            return
+        with writing(self.path):
+            self._file.close()
             os.replace(self._partial, self.path)
 
 
@@ -117,12 +123,10 @@ def write_metrics(path: str | os.PathLike, metrics: Mapping) -> None:
     path = pathlib.Path(path)
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     partial = partial_of(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror})") from error
 
 
 def format_table(metrics: Mapping) -> str:

@@ -167,15 +167,18 @@ def fit(
         else:
             skipped_in_a_row += 1
             cause = train_step.what_is_not_finite(pending, image_name)
-            where = bad_batch.write(workdir, pending, cause)
+            try:
+                where = f"the batch is in {bad_batch.write(workdir, pending, cause)}"
+            except UserError as error:
+                where = f"the batch is lost: {error}"
             if not plan.skips or skipped_in_a_row > _MAX_SKIPPED:
                 raise train_step.NonFiniteLossError(
                     f"{cause}. Training stops and saves nothing more "
-                    f"({_kept(checkpoints.step(checkpoint_lib.LATEST))}); the batch is in {where}, "
-                    "and --mode replay runs it again. Look at these images, or lower "
+                    f"({_kept(checkpoints.step(checkpoint_lib.LATEST))}); {where}. "
+                    "--mode replay runs it again. Look at these images, or lower "
                     "config.train.learning_rate"
                 )
-            log.message(f"skipped. {cause}; the batch is in {where}")
+            log.message(f"skipped. {cause}; {where}")
         now = time.perf_counter()
         log.step(pending.step, pending.epoch, pending.learning_rate, terms, now - clock, waited)
         clock, waited = now, 0.0

@@ -12,11 +12,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from fnet_jax.files import partial_of, writing
+from fnet_jax.tensorboard import EventFile
 
 TRAIN_FILE = "train_log.jsonl"
 EVAL_FILE = "eval_log.jsonl"
+EVENTS_FOLDER = "tensorboard"
 
 
 class TrainLog:
@@ -33,6 +36,9 @@ class TrainLog:
       images_per_step: images of all devices and accumulated micro-steps.
       window: sums taken from a checkpoint; {} at the start of a run.
       enabled: False on all processes but the first, which alone writes.
+
+    Raises:
+      UserError: here and in every method, if a file cannot be written.
     """
 
     def __init__(
@@ -56,20 +62,19 @@ class TrainLog:
         self._seconds = self._wait = 0.0
         self._timed = 0
         self._bar: tqdm | None = None
-        self._writer: SummaryWriter | None = None
+        self._events: EventFile | None = None
         self._folder = pathlib.Path(workdir)
         self._enabled = enabled
         if not enabled:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         # The record that ended the run before was an early one if its sums are still open.
         still_open = self._count or self._skipped
         _keep_until(self._folder / TRAIN_FILE, first_step - 1 if still_open else first_step)
         _keep_until(self._folder / EVAL_FILE, first_step)
         # TensorBoard has the same rule under this name: steps from here on are void.
-        self._writer = SummaryWriter(
-            str(self._folder / "tensorboard"), purge_step=first_step + 1 if first_step else None
-        )
+        purge_step = first_step + 1 if first_step else None
+        with writing(self._folder / EVENTS_FOLDER):
+            self._events = EventFile(self._folder / EVENTS_FOLDER, purge_step)
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=last_step, initial=first_step, desc="train", unit="step", dynamic_ncols=True
@@ -124,9 +129,7 @@ class TrainLog:
             return
         metrics = {name: float(value) for name, value in metrics.items()}
         _append(self._folder / EVAL_FILE, {"step": step, "epoch": epoch} | metrics)
-        for name, value in metrics.items():
-            self._writer.add_scalar(f"eval/{name}", value, step)
-        self._writer.flush()
+        self._draw("eval", metrics, step)
         listed = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.message(f"evaluation after epoch {epoch} (step {step}): {listed}")
 
@@ -136,11 +139,15 @@ class TrainLog:
             tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """Ends the bar and writes out pending TensorBoard events."""
+        """Ends the bar and closes the files."""
         if self._bar is not None:
             self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._events is not None:
+            self._events.close()
+
+    def _draw(self, group: str, values: Mapping[str, float], step: int) -> None:
+        with writing(self._folder / EVENTS_FOLDER):
+            self._events.scalars({f"{group}/{name}": v for name, v in values.items()}, step)
 
     def _record(self, step: int, epoch: int, learning_rate: float) -> None:
         if not self._enabled:
@@ -156,10 +163,8 @@ class TrainLog:
         record = {"step": step, "epoch": epoch, "learning_rate": learning_rate}
         record |= terms | skipped | speed
         _append(self._folder / TRAIN_FILE, record)
-        for name, value in terms.items():
-            self._writer.add_scalar(f"train/{name}", value, step)
-        for name, value in (speed | {"learning_rate": learning_rate}).items():
-            self._writer.add_scalar(f"progress/{name}", value, step)
+        self._draw("train", terms, step)
+        self._draw("progress", speed | {"learning_rate": learning_rate}, step)
         if self._bar is not None:
             loss = f"loss {terms['total']:.4f}" if terms else "all steps skipped"
             self._bar.set_postfix_str(f"{loss}, {per_step:.2f} s/step")
@@ -181,7 +186,7 @@ def _clock(seconds: float) -> str:
 
 
 def _append(path: pathlib.Path, record: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
+    with writing(path), path.open("a") as file:
         file.write(json.dumps(record) + "\n")
 
 
@@ -198,6 +203,6 @@ def _keep_until(path: pathlib.Path, last_step: int) -> None:
         if step <= last_step:
             kept.append(line + "\n")
     # Through a second file, so that a kill right here does not lose the log.
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text("".join(kept))
-    os.replace(fresh, path)
+    with writing(path):
+        partial_of(path).write_text("".join(kept))
+        os.replace(partial_of(path), path)

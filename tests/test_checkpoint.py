@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import pathlib
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ import pytest
 from fnet_jax import checkpoint
 from fnet_jax.checkpoint import BEST, LATEST, Checkpoint, Checkpoints
 from fnet_jax.errors import UserError
+from tests.full_disk import files_end_at
 
 
 def make(step: int, **changes) -> Checkpoint:
@@ -206,21 +205,25 @@ def test_saved_arrays_may_change_at_once(tmp_path):
 
 
 def test_a_save_that_fails_is_one_line_and_loses_nothing(workdir):
-    """A disk without room, imitated by a folder that takes no more files."""
-
     writer = Checkpoints(workdir)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
-        large = np.random.default_rng(0).normal(size=(500, 1000))
+    large = np.random.default_rng(0).normal(size=(500, 1000))
+    with files_end_at(100_000):
         with pytest.raises(UserError, match="--workdir: a checkpoint cannot be written") as caught:
             writer.save(LATEST, make(40, params={"layer": large}))
             writer.wait(LATEST)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
     assert "\n" not in str(caught.value) and "those before it are kept" in str(caught.value)
+    assert_equal(checkpoint.restore_latest(workdir), make(30, best_metric=0.25))
+
+
+def test_a_full_disk_is_noticed_before_a_save(workdir, monkeypatch):
+    usage = shutil.disk_usage(workdir)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_900_000))
+    writer = Checkpoints(workdir)
+    with pytest.raises(
+        UserError, match=r"needs 4 MB, and \S+ has 2 MB left; those before"
+    ) as caught:
+        writer.save(LATEST, make(40, params={"layer": np.zeros((1000, 1000), np.float32)}))
+    assert "\n" not in str(caught.value)
     assert_equal(checkpoint.restore_latest(workdir), make(30, best_metric=0.25))
 
 

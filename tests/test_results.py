@@ -156,6 +156,16 @@ def test_writer_streams_and_renames(tmp_path):
     assert list(results.read_results(partial)) == [{"image": "b"}]
 
 
+def test_results_that_cannot_be_written_are_named(tmp_path):
+    path = tmp_path / "graphs.jsonl"
+    path.write_text("before\n")
+    (tmp_path / "graphs.jsonl.partial").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"graphs\.jsonl cannot be written \(No space left"):
+        with results.ResultsWriter(path) as writer:
+            writer.write({"image": "1.jpg"})
+    assert path.read_text() == "before\n"
+
+
 def test_metrics_file(tmp_path):
     path = tmp_path / "metrics.json"
     results.write_metrics(path, {"mAP": 0.5})

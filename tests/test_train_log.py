@@ -5,7 +5,9 @@ import json
 
 import pytest
 
+from fnet_jax.errors import UserError
 from fnet_jax.train_log import TrainLog
+from tests.full_disk import files_end_at
 
 
 def open_log(workdir, **changes) -> TrainLog:
@@ -103,6 +105,27 @@ def test_tensorboard_events_hold_the_scalars(tmp_path):
     content = events.read_bytes()
     for tag in (b"train/rpn", b"train/total", b"progress/learning_rate", b"eval/relationship_reca"):
         assert tag in content
+
+
+def test_a_disk_without_room_is_named(tmp_path):
+    log = open_log(tmp_path, every=1)
+    feed(log, range(1, 9))
+    with pytest.raises(UserError, match=rf"^{tmp_path}/\S+ cannot be written \(File too large\); "):
+        with files_end_at(4096):
+            feed(log, range(9, 99))
+    log.close()
+    open_log(tmp_path, every=1, first_step=8).close()
+    assert [r["step"] for r in read(tmp_path / "train_log.jsonl")] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("name", ["train_log.jsonl", "eval_log.jsonl", "tensorboard"])
+def test_what_cannot_be_written_is_named(tmp_path, name):
+    (tmp_path / "tensorboard").write_text("in the way") if name == "tensorboard" else None
+    with pytest.raises(UserError, match=rf"{name} cannot be written \("):
+        log = open_log(tmp_path, every=1)
+        (tmp_path / name).symlink_to("/dev/full")  # always full
+        feed(log, [1])
+        log.evaluation(1, 0, {"mAP": 0.5})
 
 
 def test_plain_lines_without_a_terminal(tmp_path, capsys):

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from fnet_jax.detect import TestOptions, detect
 from fnet_jax.errors import UserError
-from fnet_jax.files import partial_of
+from fnet_jax.files import partial_of, writing
 from fnet_jax.model import FactorizableNet
 
 FORMAT, VERSION = "fnet-jax/exported", 1
@@ -183,11 +183,10 @@ def _archive(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
         raise UserError(f"{path} is a folder; name a file to export to")
     partial = partial_of(path)
     try:
-        with zipfile.ZipFile(partial, "w") as archive:
-            yield archive
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror})") from error
+        with writing(path):
+            with zipfile.ZipFile(partial, "w") as archive:
+                yield archive
+            os.replace(partial, path)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

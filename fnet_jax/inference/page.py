@@ -19,8 +19,7 @@ from collections.abc import Iterable, Iterator
 import cv2
 import numpy as np
 
-from fnet_jax.errors import UserError
-from fnet_jax.files import partial_of
+from fnet_jax.files import partial_of, writing
 from fnet_jax.inference.selection import relations, representatives
 
 _LONG_SIDE = 1280  # pixels at most of an embedded image
@@ -74,19 +73,18 @@ def write_page(
     first = pathlib.Path(path)
     pages: list[pathlib.Path] = []
     try:
-        first.parent.mkdir(parents=True, exist_ok=True)
-        for batch, last in _batches(itertools.starmap(_embedded, entries), images_per_page):
-            number = len(pages) + 1
-            links = [("Previous page", _page_path(first, number - 1))] if pages else []
-            if not last:
-                links.append(("Next page", _page_path(first, number + 1)))
-            pages.append(_page_path(first, number))
-            text = _html(batch, title, top_k, min_score, links)
-            partial_of(pages[-1]).write_text(text, encoding="utf-8")
-        for page in pages:
-            os.replace(partial_of(page), page)
-    except OSError as error:
-        raise UserError(f"{first} cannot be written ({error.strerror})") from error
+        with writing(first):
+            first.parent.mkdir(parents=True, exist_ok=True)
+            for batch, last in _batches(itertools.starmap(_embedded, entries), images_per_page):
+                number = len(pages) + 1
+                links = [("Previous page", _page_path(first, number - 1))] if pages else []
+                if not last:
+                    links.append(("Next page", _page_path(first, number + 1)))
+                pages.append(_page_path(first, number))
+                text = _html(batch, title, top_k, min_score, links)
+                partial_of(pages[-1]).write_text(text, encoding="utf-8")
+            for page in pages:
+                os.replace(partial_of(page), page)
     finally:
         for page in pages:
             partial_of(page).unlink(missing_ok=True)
