@@ -207,10 +207,10 @@ def test_saved_arrays_may_change_at_once(tmp_path):
 def test_a_save_that_fails_is_one_line_and_loses_nothing(workdir):
     writer = Checkpoints(workdir)
     large = np.random.default_rng(0).normal(size=(500, 1000))
-    with files_end_at(100_000):
-        with pytest.raises(UserError, match="--workdir: a checkpoint cannot be written") as caught:
-            writer.save(LATEST, make(40, params={"layer": large}))
-            writer.wait(LATEST)
+    message = "--workdir: a checkpoint cannot be written"
+    with files_end_at(100_000), pytest.raises(UserError, match=message) as caught:
+        writer.save(LATEST, make(40, params={"layer": large}))
+        writer.wait(LATEST)
     assert "\n" not in str(caught.value) and "those before it are kept" in str(caught.value)
     assert_equal(checkpoint.restore_latest(workdir), make(30, best_metric=0.25))
 

@@ -160,9 +160,9 @@ def test_results_that_cannot_be_written_are_named(tmp_path):
     path = tmp_path / "graphs.jsonl"
     path.write_text("before\n")
     (tmp_path / "graphs.jsonl.partial").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"graphs\.jsonl cannot be written \(No space left"):
-        with results.ResultsWriter(path) as writer:
-            writer.write({"image": "1.jpg"})
+    message = r"graphs\.jsonl cannot be written \(No space left"
+    with pytest.raises(UserError, match=message), results.ResultsWriter(path) as writer:
+        writer.write({"image": "1.jpg"})
     assert path.read_text() == "before\n"
 
 

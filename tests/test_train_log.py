@@ -110,9 +110,9 @@ def test_tensorboard_events_hold_the_scalars(tmp_path):
 def test_a_disk_without_room_is_named(tmp_path):
     log = open_log(tmp_path, every=1)
     feed(log, range(1, 9))
-    with pytest.raises(UserError, match=rf"^{tmp_path}/\S+ cannot be written \(File too large\); "):
-        with files_end_at(4096):
-            feed(log, range(9, 99))
+    message = rf"^{tmp_path}/\S+ cannot be written \(File too large\); "
+    with files_end_at(4096), pytest.raises(UserError, match=message):
+        feed(log, range(9, 99))
     log.close()
     open_log(tmp_path, every=1, first_step=8).close()
     assert [r["step"] for r in read(tmp_path / "train_log.jsonl")] == list(range(1, 9))
