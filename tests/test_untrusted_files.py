@@ -1,0 +1,360 @@
+"""Files that come from strangers: damaged in any place, or made to do harm.
+
+Whatever is in them, reading gives what was written or one line with the file's name: never another
+exception, nothing out of another file, and no more memory than what should be in them takes.
+"""
+
+import contextlib
+import json
+import pathlib
+import struct
+import zlib
+
+import h5py
+import hypothesis
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import strategies as st
+
+from fnet_jax import imagenet, weights
+from fnet_jax.datasets.vg150.tables import Tables
+from fnet_jax.errors import UserError
+from tests.test_imagenet import KERAS_LAYOUTS, torchvision_state, write_keras
+from tests.test_weights import SMALL_SHAPES, random_params, template_for
+
+settings = hypothesis.settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    # A folder is as good for one example as for many.
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+
+
+@contextlib.contextmanager
+def complains(path, about=""):
+    """Expects a UserError of one short line that names the file."""
+    with pytest.raises(UserError) as caught:
+        yield
+    message = str(caught.value)
+    assert str(path) in message and about in message
+    assert message.isprintable() and len(message) < 4000
+
+
+def same(one, other):
+    return jax.tree.structure(one) == jax.tree.structure(other) and all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
+
+
+def damages(length, most=8):
+    """Hypothesis: bytes to change in a file, mostly where its structure is; or where to cut it."""
+    place = st.one_of(st.integers(0, min(length, 6000) - 1), st.integers(0, length - 1))
+    value = st.one_of(st.sampled_from([0, 1, 127, 128, 255]), st.integers(0, 255))
+    changes = st.lists(st.tuples(place, value), min_size=1, max_size=most)
+    return st.one_of(changes, changes, changes, place)
+
+
+def damaged(content, damage):
+    if isinstance(damage, int):
+        return content[:damage]
+    content = bytearray(content)
+    for place, value in damage:
+        content[place] = value
+    return bytes(content)
+
+
+def check_damages(path, unharmed):
+    """`unharmed()`, which reads the file, sees that nothing changed, or the file is refused."""
+    content = path.read_bytes()
+    outcomes = set()
+
+    @settings
+    @hypothesis.given(damages(len(content)))
+    def run(damage):
+        path.write_bytes(damaged(content, damage))
+        try:
+            outcomes.add(unharmed())
+        except UserError as error:
+            assert str(path) in str(error) and str(error).isprintable()
+            outcomes.add("refused")
+
+    run()
+    assert "refused" in outcomes
+
+
+# HDF5 ---------------------------------------------------------------------------------------------
+
+TEMPLATE = template_for(SMALL_SHAPES)
+PARAMS = random_params(TEMPLATE)
+VG150_ROWS = {
+    "split": [0, 2],
+    "img_to_first_box": [0, 2],
+    "img_to_last_box": [1, 3],
+    "img_to_first_rel": [0, 1],
+    "img_to_last_rel": [0, 1],
+    "labels": [[1], [2], [1], [3]],
+    "boxes_1024": [[9, 9, 4, 4]] * 4,
+    "relationships": [[0, 1], [3, 2]],
+    "predicates": [[1], [2]],
+}
+
+
+def write_tables(path):
+    with h5py.File(path, "w") as file:
+        for name, rows in VG150_ROWS.items():
+            file[name] = np.array(rows, np.int32)
+
+
+# Of each reader: how its file is written, one of the file's arrays, and how it is read.
+READERS = {
+    "model": (
+        lambda path: weights.export_checkpoint(path, PARAMS),
+        "rpn.features.28.weight",
+        lambda path: weights.load_checkpoint(path, TEMPLATE),
+    ),
+    "rpn": (
+        lambda path: weights.export_checkpoint(path, PARAMS),
+        "rpn.features.28.weight",
+        lambda path: weights.load_rpn(path, TEMPLATE),
+    ),
+    "keras": (
+        lambda path: write_keras(path, PARAMS["backbone"], KERAS_LAYOUTS["keras2"]),
+        "block5_conv3/block5_conv3/kernel:0",
+        lambda path: imagenet.load_vgg16(path, "rgb", TEMPLATE["backbone"]),
+    ),
+    "tables": (write_tables, "labels", lambda path: vars(Tables(path, 2)) | {"_path": None}),
+}
+
+
+def beside(file, name="other.h5"):
+    """A file in the same folder; other.h5 is a whole one of the same kind."""
+    return str(pathlib.Path(file.filename).with_name(name))
+
+
+def replaced(file, key, **facts):
+    """Another array in the place of one; what is not given is as it was."""
+    facts = {"shape": file[key].shape, "dtype": file[key].dtype} | facts
+    del file[key]
+    return file.create_dataset(key, **facts)
+
+
+def by_link(file, key, link):
+    del file[key]
+    file[key] = link
+
+
+def by_link_to_itself(file, key):
+    file["renamed"] = file[key]
+    by_link(file, key, h5py.SoftLink("/renamed"))
+
+
+def outside(file, key):
+    array = file[key][()]
+    array.tofile(beside(file, "outside.bin"))
+    replaced(file, key, external=[(beside(file, "outside.bin"), 0, array.nbytes)])
+
+
+def virtual(file, key):
+    layout = h5py.VirtualLayout(file[key].shape, file[key].dtype)
+    layout[...] = h5py.VirtualSource(beside(file), key, file[key].shape, file[key].dtype)
+    del file[key]
+    file.create_virtual_dataset(key, layout)
+
+
+def bomb(file, key):
+    """A chunk that inflates to a thousand times what it should hold."""
+    array = replaced(file, key, chunks=file[key].shape, compression="gzip")
+    array.id.write_direct_chunk((0,) * array.ndim, zlib.compress(bytes(array.nbytes * 1000)))
+
+
+def of_type(dtype):
+    return lambda file, key: replaced(file, key, dtype=dtype)
+
+
+def no_array(file, key):
+    file["copy/in/here"] = file[key]
+    by_link(file, key, np.dtype("f4"))
+
+
+HOSTILE = {
+    "external link": (
+        lambda file, key: by_link(file, key, h5py.ExternalLink(beside(file), key)),
+        "is a link",
+    ),
+    "soft link": (by_link_to_itself, "is a link"),
+    "link to itself": (lambda file, key: by_link(file, key, h5py.SoftLink(f"/{key}")), "is a link"),
+    "raw storage": (outside, "lies in other files"),
+    "virtual": (virtual, "lies in other files"),
+    "circle": (lambda file, key: by_link(file, key, file["/"]), "groups over 8 deep"),
+    "type": (no_array, "is neither a group nor an array"),
+    "huge": (
+        lambda file, key: replaced(file, key, shape=(10**6, 10**6), chunks=(1000, 1000)),
+        "numbers",
+    ),
+    "huge chunk": (
+        lambda file, key: replaced(
+            file, key, maxshape=(None,) * file[key].ndim, chunks=(2**29, *file[key].shape[1:])
+        ),
+        "numbers",
+    ),
+    "bomb": (bomb, "is packed wrongly"),
+    "lzf": (lambda file, key: replaced(file, key, compression="lzf"), "another way than with gzip"),
+    "lists": (of_type(h5py.vlen_dtype(np.float32)), "is no array of numbers"),
+    "texts": (of_type(h5py.string_dtype()), "is no array of numbers"),
+    "references": (of_type(h5py.ref_dtype), "is no array of numbers"),
+    "records": (of_type([("a", "f4"), ("b", "i4")]), "is no array of numbers"),
+    "rows": (of_type(np.dtype(("f4", (3,)))), "is no array of numbers"),
+    "complex": (of_type(np.complex64), "is no array of numbers"),
+    "nothing": (
+        lambda file, key: replaced(file, key, shape=None, data=h5py.Empty("f4")),
+        "is no array of numbers",
+    ),
+}
+
+
+@pytest.fixture(params=READERS)
+def stored(request, tmp_path):
+    """(path, key of an array, how to read): a whole file, and another one like it beside."""
+    write, key, read = READERS[request.param]
+    path = tmp_path / "stranger's.h5"
+    write(path)
+    write(tmp_path / "other.h5")
+    return path, key, read
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_hostile_array(stored, hostile):
+    path, key, read = stored
+    harm, about = HOSTILE[hostile]
+    read(path)
+    with h5py.File(path, "a") as file:
+        harm(file, key)
+    with complains(path, about):
+        read(path)
+
+
+def test_packed_arrays_are_read(stored):
+    path, _, read = stored
+    expected = read(path)
+    keys = []
+    with h5py.File(path, "a") as file:
+        file.visititems(lambda name, item: keys.append(name) if hasattr(item, "shape") else None)
+        for key in keys:
+            array = file[key][()]
+            # Of several chunks, some beyond the array's end.
+            chunks = tuple(-(-size // 2) for size in array.shape)
+            replaced(
+                file, key, data=array, chunks=chunks, compression=9, shuffle=True, fletcher32=True
+            )
+    assert same(read(path), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "about"),
+    [
+        ("model", 100, "; and 88 more"),
+        ("keras", 100, "it holds 0 (2,)"),
+        ("model", 20_000, "over 10000 names"),
+        ("keras", 20_000, "over 10000 names"),
+    ],
+)
+def test_many_names(tmp_path, name, count, about):
+    write, _, read = READERS[name]
+    path = tmp_path / "many.h5"
+    write(path)
+    with h5py.File(path, "a") as file:
+        array = file.create_dataset("0", data=np.zeros(2, np.float32))
+        for number in range(1, count):
+            file[f"{number}"] = array
+    with complains(path, about):
+        read(path)
+
+
+@pytest.mark.parametrize("key", ["line\nbreak", "\x1b[31m", "é" * 30_000, b"\xff\xfe", "a;b"])
+@pytest.mark.parametrize("name", ["model", "keras"])
+def test_odd_names(tmp_path, name, key):
+    write, _, read = READERS[name]
+    path = tmp_path / "odd.h5"
+    write(path)
+    with h5py.File(path, "a") as file:
+        inner = file.create_group("group")
+        inner[key] = np.zeros(2, np.float32)
+    with complains(path):
+        read(path)
+
+
+def test_what_is_not_needed_is_not_looked_at(tmp_path):
+    """VG150's file may hold more tables than are read."""
+    write, _, read = READERS["tables"]
+    path = tmp_path / "more.h5"
+    write(path)
+    expected = read(path)
+    with h5py.File(path, "a") as file:
+        file["boxes_512"] = h5py.ExternalLink("gone.h5", "boxes")
+    assert same(read(path), expected)
+
+
+def test_damaged_hdf5(stored):
+    path, _, read = stored
+    expected = read(path)
+    check_damages(path, lambda: same(read(path), expected))
+
+
+# safetensors --------------------------------------------------------------------------------------
+
+
+def read_safetensors(path):
+    return imagenet.load_vgg16(path, "rgb", TEMPLATE["backbone"])
+
+
+def safetensors_file(header, content=bytes(64)):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(header)) + header + content
+
+
+def array(dtype="F32", shape=(16,), start=0, stop=64):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 2**40) + bytes(100),
+        safetensors_file([]),
+        safetensors_file(b"[" * 100_000),
+        *(
+            safetensors_file({"features.0.bias": entry})
+            for entry in (
+                None,
+                array(shape=[2**62, 2**62]),
+                array(shape=[-1]),
+                array(shape=[1] * 100 + [16]),
+                array(shape=[0, 2**62], stop=0),
+                array(start=2**62, stop=2**62 + 64),
+                array(stop=128, shape=[32]),
+                *(array(kind, [64 // size]) for kind, size in (("F8_E4M3", 1), ("BF16", 2))),
+                *(array(kind, [64 // size]) for kind, size in (("C64", 8), ("Q8", 1), ("", 1))),
+            )
+        ),
+        safetensors_file({"a": array(), "b": array()}),
+        safetensors_file({"a\nb\ud800": array()}),
+    ],
+)
+def test_hostile_safetensors(tmp_path, content):
+    path = tmp_path / "stranger's.safetensors"
+    path.write_bytes(content)
+    with complains(path):
+        read_safetensors(path)
+
+
+def test_damaged_safetensors(tmp_path):
+    path = tmp_path / "damaged.safetensors"
+    safetensors.numpy.save_file(torchvision_state(PARAMS["backbone"]), path)
+    expected = read_safetensors(path)
+    check_damages(path, lambda: same(read_safetensors(path), expected))
