@@ -7,6 +7,7 @@ exception, nothing out of another file, and no more memory than what should be i
 import contextlib
 import json
 import pathlib
+import shutil
 import struct
 import zlib
 
@@ -16,11 +17,15 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import tensorstore
 from hypothesis import strategies as st
 
-from fnet_jax import imagenet, weights
+from fnet_jax import checkpoint, imagenet, weights
 from fnet_jax.datasets.vg150.tables import Tables
 from fnet_jax.errors import UserError
+from fnet_jax.inference.predictor import SceneGraphPredictor
+from tests.inference.checkpoints import save_random
+from tests.test_checkpoint import assert_equal, make
 from tests.test_imagenet import KERAS_LAYOUTS, torchvision_state, write_keras
 from tests.test_weights import SMALL_SHAPES, random_params, template_for
 
@@ -358,3 +363,235 @@ def test_damaged_safetensors(tmp_path):
     safetensors.numpy.save_file(torchvision_state(PARAMS["backbone"]), path)
     expected = read_safetensors(path)
     check_damages(path, lambda: same(read_safetensors(path), expected))
+
+
+# Checkpoints --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def step_dir(tmp_path):
+    writer = checkpoint.Checkpoints(tmp_path)
+    writer.save(checkpoint.LATEST, make(20))
+    writer.close()
+    return tmp_path / "checkpoints" / "latest" / "20"
+
+
+def test_damaged_checkpoint(step_dir):
+    """One file of all is damaged, cut, emptied or removed: all is as written, or it is said."""
+    expected = make(20)
+    files = sorted(file for file in step_dir.rglob("*") if file.is_file())
+    contents = {file: file.read_bytes() for file in files}
+    outcomes = {"same": 0, "refused": 0}
+
+    @hypothesis.settings(settings, max_examples=300)
+    @hypothesis.given(st.data())
+    def run(data):
+        file = data.draw(st.sampled_from(files))
+        content = contents[file]
+        # Two changes at the most: nearly all single bits of these files matter.
+        damage = data.draw(st.one_of(damages(len(content), 2), st.just(0), st.none()))
+        if damage is None:
+            file.unlink()
+        else:
+            file.write_bytes(damaged(content, damage))
+        try:
+            assert_equal(checkpoint.restore(step_dir), expected)
+            outcomes["same"] += 1
+        except UserError as error:
+            assert str(step_dir) in str(error) and str(error).isprintable()
+            outcomes["refused"] += 1
+        finally:
+            file.write_bytes(content)
+
+    run()
+    assert min(outcomes.values()) > 30
+
+
+def rewrite_meta(step_dir, change):
+    """Changes a checkpoint's plain fields, and the digest with them, as its maker could."""
+    path = step_dir / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    digests = meta.pop("digest")
+    change(meta)
+    digests["meta"] = checkpoint._digest_of_json(meta)
+    path.write_text(json.dumps(meta | {"digest": digests}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "null", "[]", "3", '"x"', "NaN", "{}", '{"digest": 1}', '{"digest": {}}', "[" * 200_000],
+)
+def test_meta_that_is_none(step_dir, text):
+    (step_dir / "meta" / "metadata").write_text(text)
+    with complains(step_dir):
+        checkpoint.restore(step_dir)
+
+
+@pytest.mark.parametrize("value", [None, "x\n", [1], {"a": 1}, 2.5])
+@pytest.mark.parametrize("field", checkpoint._META)
+def test_meta_of_another_type(step_dir, field, value):
+    kinds = checkpoint._META[field]
+    rewrite_meta(step_dir, lambda meta: meta.update({field: value}))
+    if isinstance(value, kinds):
+        assert getattr(checkpoint.restore(step_dir), field) == value
+    else:
+        with complains(step_dir, f"({field} is "):
+            checkpoint.restore(step_dir)
+
+
+def rewrite_array(step_dir, **facts):
+    """Changes what a checkpoint says of one of its arrays."""
+    place = {"driver": "ocdbt", "base": f"file://{step_dir}/params/"}
+    store = tensorstore.KvStore.open(place).result()
+    key = b"rpn.conv.kernel/.zarray"
+    declared = json.loads(store.read(key).result().value) | facts
+    store.write(key, json.dumps(declared).encode()).result()
+
+
+# Without the checks, tensorstore ends the process at the first two.
+@pytest.mark.parametrize(
+    ("facts", "about"),
+    [
+        ({"shape": [10**6, 10**6]}, "its arrays have 4000000000012 bytes"),
+        ({"shape": [2**62, 2**62], "chunks": [1, 1]}, "its arrays have"),
+        ({"chunks": [2**14, 2**14]}, "is in chunks of (16384, 16384)"),
+        ({"shape": [-1, 3]}, "cannot be read"),
+        ({"dtype": "|S4"}, "cannot be read"),
+        ({"compressor": {"id": "evil"}}, "cannot be read"),
+    ],
+)
+def test_declared_arrays(step_dir, facts, about):
+    rewrite_array(step_dir, **facts)
+    with complains(step_dir, about):
+        checkpoint.restore(step_dir)
+
+
+@pytest.mark.parametrize(
+    ("facts", "about"),
+    [
+        ({"shape": [30_000, 30_000]}, "kernel is (30000, 30000) instead of (2, 3)"),
+        ({"dtype": "<c8"}, "kernel holds complex64 instead of float32"),
+    ],
+)
+def test_arrays_are_compared_before_they_are_read(step_dir, facts, about):
+    # What they declare is not there, which reading them would notice.
+    rewrite_array(step_dir, **facts)
+    with complains(step_dir, about):
+        checkpoint.restore(step_dir, make(1).params)
+
+
+def outside(tree):
+    """Arrays of a folder beside instead of the database's."""
+    entry = tree["tree_metadata"].popitem()[1]
+    entry["key_metadata"] = [{"key": "../../../../../other", "key_type": 2}]
+    tree.update(use_ocdbt=False, tree_metadata={"('other',)": entry})
+
+
+def kernel_is(**facts):
+    return lambda tree: tree["tree_metadata"]["('rpn', 'conv', 'kernel')"].update(facts)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        outside,
+        lambda tree: tree.update(use_zarr3=True),
+        lambda tree: tree.update(tree_metadata=[]),
+        lambda tree: tree.update(tree_metadata={}),
+        kernel_is(key_metadata=[{"key": "9999999", "key_type": 1}]),
+        *(
+            kernel_is(value_metadata={"value_type": kind, "skip_deserialize": skip})
+            for kind, skip in (("string", False), ("os.system", False), ("np.ndarray", True))
+        ),
+    ],
+)
+def test_another_tree_of_arrays(tmp_path, step_dir, change):
+    array = np.ones((2, 3), np.float32)
+    place = {"driver": "zarr", "kvstore": f"file://{tmp_path}/other/"}
+    tensorstore.open(place, create=True, dtype="float32", shape=array.shape).result()[:] = array
+    path = step_dir / "params" / "_METADATA"
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+    with complains(step_dir):
+        checkpoint.restore(step_dir)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A workdir with a network that could be used, and its step."""
+    workdir = save_random(tmp_path_factory.mktemp("trained"))
+    return workdir, workdir / "checkpoints" / "best" / "7"
+
+
+def config_with(section, **fields):
+    return lambda facts: facts["config"][section].update(fields)
+
+
+DESCRIBED = {
+    "no config": lambda facts: facts.update(config=None),
+    "unknown section": lambda facts: facts["config"].update(evil={"a": 1}),
+    "unknown field": config_with("model", evil=1),
+    "type": config_with("model", dim_object="64\n"),
+    "list of lists": config_with("model", vgg_widths=[[4]] * 13),
+    "null": config_with("model", vgg_widths=None),
+    "negative": config_with("model", dim_rpn=-8),
+    "million steps": config_with("model", message_passing_steps=10**6),
+    "huge": config_with("model", dim_object=2**40, dim_subgraph=2**40),
+    "choice": config_with("model", geometry="v3"),
+    "buckets": config_with("image", buckets=[[64, "x"]]),
+    "colours": config_with("image", color_order="gbr"),
+    "mean": config_with("image", mean=[1, 2]),
+    "std": config_with("image", std=[1, 2, float("nan")]),
+    "names": lambda facts: facts.update(object_names=[1, 2, 3, 4]),
+    "text as names": lambda facts: facts.update(predicate_names="abc"),
+    "anchors": lambda facts: facts.update(anchors=[[1, 2, 3], [4, 5, 6]]),
+    "NaN": lambda facts: facts.update(anchors=[[float("nan")] * 4] * 2),
+}
+
+
+@pytest.mark.parametrize("change", DESCRIBED)
+def test_networks_that_cannot_be(tmp_path, trained, change):
+    workdir = shutil.copytree(trained[0], tmp_path / "workdir")
+    step_dir = workdir / "checkpoints" / "best" / "7"
+    rewrite_meta(step_dir, lambda meta: DESCRIBED[change](meta["metadata"]))
+    with complains(workdir):
+        SceneGraphPredictor.from_checkpoint(workdir)
+
+
+def places(content):
+    """All (container, key) pairs of a JSON value."""
+    if not isinstance(content, dict | list):
+        return []
+    keys = list(content) if isinstance(content, dict) else range(len(content))
+    inner = [place for key in keys for place in places(content[key])]
+    return [(content, key) for key in keys] + inner
+
+
+JUNK = [None, True, 0, -1, 2.5, 10**6, 10**30, float("nan"), "", "\ud800\n", [], {}, [[0]], {"": 0}]
+
+
+def test_one_wrong_value_in_the_metadata(tmp_path, trained):
+    workdir = shutil.copytree(trained[0], tmp_path / "workdir")
+    step_dir = workdir / "checkpoints" / "best" / "7"
+    original = (step_dir / "meta" / "metadata").read_bytes()
+    SceneGraphPredictor.from_checkpoint(workdir)
+    refused = []
+
+    @hypothesis.settings(settings, max_examples=25)
+    @hypothesis.given(st.data())
+    def run(data):
+        def change(meta):
+            container, key = data.draw(st.sampled_from(places(meta["metadata"])))
+            container[key] = data.draw(st.sampled_from(JUNK))
+
+        (step_dir / "meta" / "metadata").write_bytes(original)
+        rewrite_meta(step_dir, change)
+        try:
+            SceneGraphPredictor.from_checkpoint(workdir)
+        except UserError as error:
+            assert str(workdir) in str(error) and str(error).isprintable()
+            refused.append(str(error))
+
+    run()
+    assert len(refused) > 5
