@@ -8,7 +8,6 @@ difference is folded into the first layer, see `fold_keras_input`.
 import dataclasses
 import os
 import pathlib
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 
@@ -144,11 +143,21 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         # weights_only: plain tensors, never arbitrary pickled objects.
         state = torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is not a state_dict of plain tensors: {reason}") from None
+    except Exception as error:  # A damaged pickle may make anything fail.
+        raise UserError(f"{path} is not a state_dict of plain tensors: {reason(error)}") from None
+
+    def is_plain(tensor) -> bool:
+        """Whether all numbers are in the file: a view or a sparse tensor may have any shape."""
+        return (
+            isinstance(tensor, torch.Tensor)
+            and tensor.layout == torch.strided
+            and tensor.device.type == "cpu"
+            and not tensor.is_quantized
+            and tensor.nbytes <= tensor.untyped_storage().nbytes()
+        )
+
     if not isinstance(state, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in state.values()
+        isinstance(key, str) and is_plain(tensor) for key, tensor in state.items()
     ):
         raise UserError(f"{path} is not a state_dict; save model.state_dict() with torch.save")
     return {key: tensor.detach().float().numpy() for key, tensor in state.items()}

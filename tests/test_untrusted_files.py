@@ -5,6 +5,7 @@ exception, nothing out of another file, and no more memory than what should be i
 """
 
 import contextlib
+import functools
 import io
 import json
 import pathlib
@@ -367,6 +368,39 @@ def test_damaged_safetensors(tmp_path):
     check_damages(path, lambda: read_safetensors(path))
 
 
+# PyTorch's pickles; that they never run is in tests/test_imagenet.py ------------------------------
+
+
+@pytest.fixture
+def torch_file(tmp_path):
+    """(torch, state_dict of a whole file, its path, how to read it)."""
+    torch = pytest.importorskip("torch")
+    state = torchvision_state(PARAMS["backbone"])
+    path = tmp_path / "stranger's.pth"
+    read = functools.partial(imagenet.load_vgg16, path, "rgb", TEMPLATE["backbone"])
+    return torch, {key: torch.from_numpy(array) for key, array in state.items()}, path, read
+
+
+def test_hostile_torch_file(torch_file):
+    torch, state, path, read = torch_file
+    for key, value in (
+        ("huge view", torch.zeros(1, dtype=torch.float16).expand(10**6, 10**6)),
+        ("sparse", torch.sparse_coo_tensor([[0], [0]], [1.0], (10**6, 10**6))),
+        ("no numbers", torch.zeros((10**6, 10**6), device="meta")),
+        ("no tensor", [1]),
+        (3, torch.zeros(2)),
+    ):
+        torch.save(state | {key: value}, path)
+        with complains(path, "is not a state_dict"):
+            read()
+
+
+def test_damaged_torch_file(torch_file):
+    torch, state, path, read = torch_file
+    torch.save(state, path)
+    check_damages(path, read)
+
+
 # Checkpoints --------------------------------------------------------------------------------------
 
 
@@ -426,6 +460,25 @@ def rewrite_meta(step_dir, change):
 def test_meta_that_is_none(step_dir, text):
     (step_dir / "meta" / "metadata").write_text(text)
     with complains(step_dir):
+        checkpoint.restore(step_dir)
+
+
+@pytest.mark.parametrize(
+    ("text", "changed"),
+    [
+        ('"position": 20', '"position": 21'),
+        ('"seed": 1}', '"seed": 2}'),
+        ('"dog"', '"dot"'),
+        ('"params": "', '"params": "0'),
+        ('"params": "', '"paramz": "'),
+    ],
+)
+def test_meta_that_is_right_but_another(step_dir, text, changed):
+    path = step_dir / "meta" / "metadata"
+    content = path.read_text()
+    assert content.count(text) == 1
+    path.write_text(content.replace(text, changed))
+    with complains(step_dir, "are not as they were written"):
         checkpoint.restore(step_dir)
 
 
