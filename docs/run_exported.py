@@ -20,11 +20,13 @@ class Network:
     """An exported network; a program is compiled when the first image of its size comes."""
 
     def __init__(self, path):
-        self.archive = zipfile.ZipFile(path)
+        self.archive = unpacked(path)
         self.manifest = json.loads(self.archive.read("manifest.json"))
-        made_by = self.manifest.get("format"), self.manifest.get("version")
+        facts = self.manifest if isinstance(self.manifest, dict) else {}
+        made_by = facts.get("format"), facts.get("version")
         if made_by != ("fnet-jax/exported", 1):
             raise ValueError(f"{path} has another format: {made_by}")
+        unpacked(self.archive.open("weights.npz"))
         self.weights = jax.device_put(dict(np.load(self.archive.open("weights.npz"))))
         self.programs = {}
 
@@ -53,6 +55,14 @@ class Network:
             exported = export.deserialize(bytearray(self.archive.read(file)))
             self.programs[file] = jax.jit(exported.call)
         return jax.device_get(self.programs[file](self.weights, padded, info))
+
+
+def unpacked(file):
+    """A zip archive in which nothing is compressed, so that nothing is larger than the file."""
+    archive = zipfile.ZipFile(file)
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+        raise ValueError(f"{archive.filename or 'weights.npz'} is compressed, as no export is")
+    return archive
 
 
 def resize(image, factor):
@@ -134,5 +144,6 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, ValueError, KeyError, ImportError, zipfile.BadZipFile) as error:
-        sys.exit(f"run_exported: {error}")
+    except Exception as error:  # A damaged file may make anything fail.
+        message = " ".join(str(error).split()) or type(error).__name__
+        sys.exit(f"run_exported: {message[:500]}")

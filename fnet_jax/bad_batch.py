@@ -1,20 +1,30 @@
 """The batch whose losses were not finite: kept on disk, and run again by `--mode replay`."""
 
 import json
+import math
 import os
 import pathlib
+import zipfile
+import zlib
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from fnet_jax.errors import UserError
+from fnet_jax.datasets.json_files import fields
+from fnet_jax.errors import UserError, reason
 from fnet_jax.files import partial_of, writing
 from fnet_jax.train_step import Batch, PendingStep
 
 FOLDER = "bad_batches"
 _MAX_KEPT = 20  # a few megabytes each
+_MAX_BYTES = 2**30  # of all arrays of a file
 _FACTS = "facts"
+# What zipfile and NumPy raise for a damaged file depends on where the damage is.
+_DAMAGED = (
+    OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, SyntaxError,
+    zipfile.BadZipFile, zlib.error
+)  # fmt: skip
 
 
 class BadBatch(NamedTuple):
@@ -90,14 +100,32 @@ def newest(workdir: str | os.PathLike) -> pathlib.Path:
 def read(path: str | os.PathLike) -> BadBatch:
     """Reads a file of `write`; no pickles. Raises UserError if it is none."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            _check_sizes(archive)
         with np.load(path, allow_pickle=False) as content:
             arrays = dict(content)
         facts = json.loads(str(arrays.pop(_FACTS)))
+        kinds = {name: kind for name, kind in BadBatch.__annotations__.items() if name != "batches"}
+        facts = fields(facts, **kinds)
         batches: dict[int, Batch] = {}
         for key, array in arrays.items():
             number, name = key.split("/")
             batches.setdefault(int(number), {})[name] = array
-        return BadBatch(**facts, batches=[batches[number] for number in sorted(batches)])
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} is no batch of a training run ({reason})") from error
+        bad = BadBatch(*facts, [batches[number] for number in sorted(batches)])
+        bad.places()  # which fails if the arrays are not all of the same images
+        return bad
+    except _DAMAGED as error:
+        raise UserError(f"{path} is no batch of a training run ({reason(error)})") from error
+
+
+def _check_sizes(archive: zipfile.ZipFile) -> None:
+    """Raises ValueError if a file's arrays are larger than what is stored, or all are too large."""
+    if sum(entry.file_size for entry in archive.infolist()) > _MAX_BYTES:
+        raise ValueError(f"it would have more than {_MAX_BYTES} bytes")
+    for entry in archive.infolist():
+        with archive.open(entry) as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError(f"{entry.filename} is of another version")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if math.prod(shape) * dtype.itemsize > entry.file_size:
+            raise ValueError(f"{entry.filename} has another size than it says")

@@ -9,13 +9,14 @@ newest of `best`:
 
 Orbax writes a step in the background, under a temporary name, and renames it when it is complete;
 only then is an old step removed. A kill at any moment therefore leaves a whole checkpoint behind.
-Each holds a digest of its arrays: one that a disk has damaged is noticed, and a run goes on from
+Each holds a digest of its content: one that a disk has damaged is noticed, and a run goes on from
 the one before it.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -29,7 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from fnet_jax.errors import UserError
+from fnet_jax.errors import UserError, listed, reason, shown
 from fnet_jax.files import partial_of, writing
 
 LATEST = "latest"
@@ -38,10 +39,11 @@ _FOLDER = "checkpoints"
 _EVALUATED = "evaluated_step"
 # What a model is tied to; weights for other classes or anchors would be silently wrong.
 _TIED = ("object_names", "predicate_names", "anchors", "network")
-_MAX_LISTED = 12
 # Where TensorStore quotes the operating system.
 _SYSTEM_REASON = re.compile(r"([A-Z][a-zA-Z ]+) \[os_error_code")
 _DIGEST = "digest"  # entry of a step's `meta`
+# Of all arrays of an item. Tensorstore ends the process where memory does not suffice.
+_MAX_BYTES = 2**33
 # Where a damaged step goes: not a number, so that nobody takes it for a checkpoint.
 _DAMAGED_SUFFIX = ".damaged"
 
@@ -77,6 +79,19 @@ class Checkpoint:
     best_metric_name: str = ""
     log_window: dict[str, Any] = dataclasses.field(default_factory=dict)
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+# The fields that a step's `meta` holds, and their types in JSON.
+_META = {
+    "step": int,
+    "epoch": int,
+    "data_states": list,
+    "stage": str,
+    "best_metric": float | int | None,
+    "best_metric_name": str,
+    "log_window": dict,
+    "metadata": dict,
+}
 
 
 class Checkpoints:
@@ -121,7 +136,11 @@ class Checkpoints:
         }
         # Copies: on a CPU these may be the very arrays that the next step overwrites.
         params, optimizer = jax.tree.map(np.array, (checkpoint.params, checkpoint.optimizer))
-        meta[_DIGEST] = {"params": _digest(params), "optimizer": _digest(optimizer)}
+        meta[_DIGEST] = {
+            "params": _digest(params),
+            "optimizer": _digest(optimizer),
+            "meta": _digest_of_json(meta),
+        }
         self._check_room(params, optimizer)
         try:
             saved = manager.save(
@@ -172,9 +191,9 @@ class Checkpoints:
     def _failed(self, error: Exception) -> UserError:
         text = " ".join(str(error).split())
         known = _SYSTEM_REASON.search(text)
-        reason = known[1] if known else text[:200]
+        why = known[1] if known else reason(error)
         return UserError(
-            f"--workdir: a checkpoint cannot be written to {self._root} ({reason}); those before "
+            f"--workdir: a checkpoint cannot be written to {self._root} ({why}); those before "
             "it are kept. Make room, and start the same command again"
         )
 
@@ -190,7 +209,8 @@ def restore(
 
     Args:
       path: a workdir, its `latest` or `best` folder, or one step inside these.
-      template: parameter tree (anything with shapes) that the checkpoint has to fit.
+      template: parameter tree (arrays or `jax.ShapeDtypeStruct`s) that the checkpoint has to fit,
+        which is seen before any array is read.
       prefer: which of `LATEST` and `BEST` a workdir stands for; the other is taken if it is alone.
       with_optimizer: False leaves `optimizer`, most of a checkpoint's bytes, unread and empty.
 
@@ -208,15 +228,11 @@ def restore(
     while True:
         step_dir = step_dirs.pop(0)
         try:
-            checkpoint = _read_step(step_dir, with_optimizer)
+            return _read_step(step_dir, template, with_optimizer)
         except DamagedError as error:
             if not step_dirs:
                 raise
             print(f"warning: {error}; taking {step_dirs[0]}", file=sys.stderr)
-            continue
-        if template is not None:
-            check_fits(checkpoint.params, template, step_dir)
-        return checkpoint
 
 
 def restore_latest(
@@ -277,29 +293,31 @@ def restore_best_metric(workdir: str | pathlib.Path, name: str) -> float | None:
     step_dirs = _find_steps(pathlib.Path(workdir).absolute() / _FOLDER / BEST, BEST)
     if not step_dirs:
         return None
-    meta = _read(step_dirs[0], ("meta",))["meta"]
-    return meta.get("best_metric") if meta.get("best_metric_name") == name else None
+    meta, _ = _read_meta(step_dirs[0])
+    return meta["best_metric"] if meta["best_metric_name"] == name else None
 
 
 def check_fits(
     params: Mapping[str, Any], template: Mapping[str, Any], path: str | pathlib.Path
 ) -> None:
-    """Raises UserError listing the keys and shapes in which `params` differ from `template`."""
-    found = {k: np.shape(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
-    wanted = {k: tuple(v.shape) for k, v in traverse_util.flatten_dict(template, sep="/").items()}
+    """Raises UserError listing what differs from `template` in keys, shapes or types.
+
+    `params`: of arrays, or of anything else with shapes and dtypes.
+    """
+    found, wanted = (traverse_util.flatten_dict(tree, sep="/") for tree in (params, template))
     differences = [f"{k} is missing" for k in sorted(wanted.keys() - found.keys())]
-    differences += [f"{k} is unknown" for k in sorted(found.keys() - wanted.keys())]
-    differences += [
-        f"{k} is {found[k]} instead of {wanted[k]}"
-        for k in sorted(found.keys() & wanted.keys())
-        if found[k] != wanted[k]
-    ]
+    differences += [f"{shown(k)} is unknown" for k in sorted(found.keys() - wanted.keys())]
+    for k in sorted(found.keys() & wanted.keys()):
+        if tuple(found[k].shape) != tuple(wanted[k].shape):
+            differences.append(
+                f"{k} is {tuple(found[k].shape)} instead of {tuple(wanted[k].shape)}"
+            )
+        elif found[k].dtype != wanted[k].dtype:
+            differences.append(f"{k} holds {found[k].dtype} instead of {wanted[k].dtype}")
     if differences:
-        more = len(differences) - _MAX_LISTED
-        listed = "; ".join(differences[:_MAX_LISTED]) + (f"; and {more} more" if more > 0 else "")
         raise UserError(
-            f"The checkpoint {path} does not fit the config: {listed}. Use the config it was "
-            "trained with, or another --workdir"
+            f"The checkpoint {path} does not fit the config: {listed(differences)}. Use the config "
+            "it was trained with, or another --workdir"
         )
 
 
@@ -344,6 +362,12 @@ def _digest(arrays: Any) -> str:
     return digest.hexdigest()
 
 
+def _digest_of_json(value: Any) -> str:
+    """Of what comes back when the value is written as JSON."""
+    text = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def _find_steps(path: pathlib.Path, prefer: str) -> list[pathlib.Path]:
     """The step folders that a path stands for, the newest first.
 
@@ -365,38 +389,82 @@ def _find_steps(path: pathlib.Path, prefer: str) -> list[pathlib.Path]:
     return []
 
 
-def _read_step(step_dir: pathlib.Path, with_optimizer: bool) -> Checkpoint:
-    """Raises DamagedError if it is not as it was written, UserError if by another version."""
-    items = dict(_read(step_dir, ("params", "meta", *(["optimizer"] if with_optimizer else []))))
-    meta = items.pop("meta")
-    for name, digest in meta.pop(_DIGEST, {}).items():
-        if name in items and _digest(items[name]) != digest:
-            raise DamagedError(
-                f"The checkpoint {step_dir} is damaged ({name} are not as they were written)"
+def _read_step(
+    step_dir: pathlib.Path, template: Mapping[str, Any] | None, with_optimizer: bool
+) -> Checkpoint:
+    """Raises DamagedError if it is not as it was written, UserError if it does not fit."""
+    meta, digests = _read_meta(step_dir)
+    items = {"params": _read_arrays(step_dir, "params", template), "optimizer": {}}
+    if with_optimizer:
+        items["optimizer"] = _read_arrays(step_dir, "optimizer")
+    for name in items if with_optimizer else ("params",):
+        if _digest(items[name]) != digests.get(name):
+            raise _changed(step_dir, name)
+    return Checkpoint(**items, **meta)
+
+
+def _read_meta(step_dir: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A checkpoint's plain fields, and the digests by item."""
+    try:
+        meta = json.loads((step_dir / "meta" / "metadata").read_bytes())
+        digests = dict(meta.pop(_DIGEST))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(step_dir, error) from error
+    if digests.get("meta") != _digest_of_json(meta):
+        raise _changed(step_dir, "fields")
+    for field, kinds in _META.items():
+        if not isinstance(meta.get(field), kinds):
+            raise UserError(
+                f"The checkpoint {step_dir} was written by another version of this project "
+                f"({field} is {shown(repr(meta.get(field)))}); use that version, or give another "
+                "checkpoint"
             )
-    try:
-        return Checkpoint(params=items["params"], optimizer=items.get("optimizer", {}), **meta)
-    except TypeError as error:
-        raise UserError(
-            f"The checkpoint {step_dir} was written by another version of this project ({error}); "
-            "use that version, or give another checkpoint"
-        ) from error
+    return {field: meta[field] for field in _META}, digests
 
 
-def _read(step_dir: pathlib.Path, names: tuple[str, ...]) -> Any:
-    """The named items of a step folder. Arrays were saved from the host and come back as NumPy."""
-    wanted = {
-        name: ocp.args.JsonRestore() if name == "meta" else ocp.args.PyTreeRestore()
-        for name in names
-    }
-    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+def _read_arrays(
+    step_dir: pathlib.Path, name: str, template: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """An item as NumPy arrays, once what it says of them fits the template and the memory."""
+    handler = ocp.PyTreeCheckpointHandler()
     try:
-        return checkpointer.restore(step_dir, args=ocp.args.Composite(**wanted))
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise DamagedError(
-            f"The checkpoint {step_dir} cannot be read ({reason}); give another one, or "
-            "another --workdir"
-        ) from error
+        # Opens every array, and reads none.
+        stored = handler.metadata(step_dir / name)
+        _check_sizes(stored)
+        if template is not None:
+            check_fits(stored.tree, template, step_dir)
+        wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored.tree)
+        return handler.restore(step_dir / name, args=ocp.args.PyTreeRestore(restore_args=wanted))
+    except UserError:
+        raise
+    except Exception as error:  # Orbax raises whatever its parts do, failed assertions included.
+        raise _unreadable(step_dir, error) from error
     finally:
-        checkpointer.close()
+        handler.close()
+
+
+def _check_sizes(stored: Any) -> None:
+    """Raises ValueError for what no checkpoint has. `stored` is orbax's metadata of an item."""
+    leaves = jax.tree.leaves(stored.tree)
+    if stored.use_zarr3 or not all(isinstance(leaf, ocp.metadata.ArrayMetadata) for leaf in leaves):
+        raise ValueError("it holds more than arrays")
+    size = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+    if size > _MAX_BYTES:
+        raise ValueError(f"its arrays have {size} bytes")
+    for leaf in leaves:
+        # Chunks are read as a whole.
+        if math.prod(leaf.storage.chunk_shape) > max(1, math.prod(leaf.shape)):
+            raise ValueError(f"an array {leaf.shape} is in chunks of {leaf.storage.chunk_shape}")
+
+
+def _unreadable(step_dir: pathlib.Path, error: Exception) -> DamagedError:
+    return DamagedError(
+        f"The checkpoint {step_dir} cannot be read ({reason(error)}); give another one, or another "
+        "--workdir"
+    )
+
+
+def _changed(step_dir: pathlib.Path, name: str) -> DamagedError:
+    return DamagedError(
+        f"The checkpoint {step_dir} is damaged (its {name} are not as they were written)"
+    )

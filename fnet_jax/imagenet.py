@@ -8,17 +8,17 @@ difference is folded into the first layer, see `fold_keras_input`.
 import dataclasses
 import os
 import pathlib
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 
-import h5py
 import numpy as np
 import safetensors
 import safetensors.numpy
+from flax import traverse_util
 
-from fnet_jax.errors import UserError
-from fnet_jax.weights import VGG16_FEATURES, layout_entries, open_hdf5, read_entries
+from fnet_jax.errors import UserError, reason, shown
+from fnet_jax.hdf5 import open_arrays
+from fnet_jax.weights import VGG16_FEATURES, Entry, Layout, layout_entries, read_entries
 
 # Normalisation of torchvision's models, in units of the image range [0, 1]; channels R, G, B.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -30,6 +30,9 @@ KERAS_MEAN_BGR = (103.939, 116.779, 123.68)
 _COLOR_ORDERS = ("bgr", "rgb")
 _TORCH_ENDINGS = (".pth", ".pt")
 _KERAS_ENDINGS = (".h5", ".hdf5")
+# Types that NumPy lacks are an AttributeError, shapes that it cannot have a ValueError.
+_SAFETENSORS_DAMAGED = (safetensors.SafetensorError, OSError, AttributeError, ValueError)
+_ADVICE = "it must hold the plain VGG16, and config.model.vgg_widths its widths"
 
 
 def load_vgg16(
@@ -67,9 +70,11 @@ def load_vgg16(
     if not path.is_file():
         raise UserError(f"there is no file {path}; correct the path of the VGG16 weights")
     ending = path.suffix.lower()
+    template = {"backbone": backbone_template}
     if ending in _KERAS_ENDINGS:
-        found = _read_keras(path)
-    elif ending in _TORCH_ENDINGS:
+        backbone = _read_keras(path, template)
+        return fold_keras_input(backbone, color_order, mean=mean, std=std)
+    if ending in _TORCH_ENDINGS:
         found = _read_torch(path)
     elif ending == ".safetensors":
         found = _read_safetensors(path)
@@ -77,17 +82,12 @@ def load_vgg16(
         known = ", ".join((*_TORCH_ENDINGS, ".safetensors", *_KERAS_ENDINGS))
         raise UserError(f"{path} is of unknown kind; VGG16 weights end in {known}")
     found = {key: found[key] for key in found if not key.startswith("classifier.")}
-    template = {"backbone": backbone_template}
     # The published checkpoints kept torchvision's keys, with a prefix.
     entries = [
         dataclasses.replace(entry, key=entry.key.removeprefix("rpn."))
         for entry in layout_entries(template)
     ]
-    advice = "it must hold the plain VGG16, and config.model.vgg_widths its widths"
-    backbone = read_entries(path, found, entries, template, advice=advice)["backbone"]
-    if ending in _KERAS_ENDINGS:
-        return fold_keras_input(backbone, color_order, mean=mean, std=std)
-    return backbone
+    return read_entries(path, found, entries, template, advice=_ADVICE)["backbone"]
 
 
 def fold_keras_input(
@@ -143,11 +143,21 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         # weights_only: plain tensors, never arbitrary pickled objects.
         state = torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is not a state_dict of plain tensors: {reason}") from None
+    except Exception as error:  # A damaged pickle may make anything fail.
+        raise UserError(f"{path} is not a state_dict of plain tensors: {reason(error)}") from None
+
+    def is_plain(tensor) -> bool:
+        """Whether all numbers are in the file: a view or a sparse tensor may have any shape."""
+        return (
+            isinstance(tensor, torch.Tensor)
+            and tensor.layout == torch.strided
+            and tensor.device.type == "cpu"
+            and not tensor.is_quantized
+            and tensor.nbytes <= tensor.untyped_storage().nbytes()
+        )
+
     if not isinstance(state, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in state.values()
+        isinstance(key, str) and is_plain(tensor) for key, tensor in state.items()
     ):
         raise UserError(f"{path} is not a state_dict; save model.state_dict() with torch.save")
     return {key: tensor.detach().float().numpy() for key, tensor in state.items()}
@@ -155,38 +165,37 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
+        # Every array lies in the file, so none is larger than that.
         return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} cannot be read as safetensors: {error}") from None
+    except _SAFETENSORS_DAMAGED as error:
+        raise UserError(f"{path} cannot be read as safetensors ({reason(error)})") from None
 
 
-def _read_keras(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a Keras file under torchvision's keys and in its layout.
+def _read_keras(path: pathlib.Path, template: Mapping) -> dict:
+    """The backbone of a Keras file, whose arrays are laid out as ours.
 
-    Keras has laid out its files in several ways over the years; all of them have the layer's name
-    as one of the group names and hold a 4-d kernel and a 1-d bias.
+    Keras has named them in several ways over the years; all of them have the layer's name as one
+    of the group names, and the layer holds a 4-d kernel and a 1-d bias.
     """
-    datasets: dict[str, h5py.Dataset] = {}
-
-    def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(item, h5py.Dataset):
-            datasets[name] = item
-
-    with open_hdf5(path) as file:
-        file.visititems(collect)
+    with open_arrays(path) as arrays:
         found = {}
-        for name, dataset in datasets.items():
+        for name, array in arrays.items():
             if name.startswith("optimizer") or _is_classifier(name):
                 continue
             layer = _keras_layer(name)
-            if layer is None or dataset.ndim not in (1, 4):
-                raise UserError(f"{path} is not Keras' VGG16: it holds {name} {dataset.shape}")
-            key = f"{layer}.{'weight' if dataset.ndim == 4 else 'bias'}"
+            if layer is None or array.ndim not in (1, 4):
+                raise UserError(f"{path} is not Keras' VGG16: it holds {shown(name)} {array.shape}")
+            key = f"{layer}/{'kernel' if array.ndim == 4 else 'bias'}"
             if key in found:
-                raise UserError(f"{path} is not Keras' VGG16: it holds {name} and another like it")
-            array = dataset[()]
-            found[key] = array.transpose(3, 2, 0, 1) if dataset.ndim == 4 else array
-    return found
+                raise UserError(
+                    f"{path} is not Keras' VGG16: it holds {shown(name)} and another like it"
+                )
+            found[key] = array
+        entries = [
+            Entry("/".join(at[1:]), at, leaf.shape, Layout.AS_IS)
+            for at, leaf in traverse_util.flatten_dict(template).items()
+        ]
+        return read_entries(path, found, entries, template, advice=_ADVICE)["backbone"]
 
 
 def _is_classifier(name: str) -> bool:
@@ -194,13 +203,11 @@ def _is_classifier(name: str) -> bool:
 
 
 def _keras_layer(name: str) -> str | None:
-    """`features.N` of a dataset's path in a Keras file, None if no layer of VGG16."""
+    """Our name of the layer of an array in a Keras file, None if no layer of VGG16."""
     if match := re.search(r"(^|/)block(\d)_conv(\d)/", name):
         layer = f"conv{match[2]}_{match[3]}"
-    elif match := re.search(r"(^|/)conv2d(?:_(\d+))?/", name):
+        return layer if layer in VGG16_FEATURES else None
+    if match := re.search(r"(^|/)conv2d(?:_(\d{1,3}))?/", name):
         # Keras 3 may name layers by kind and position.
-        layer = dict(enumerate(VGG16_FEATURES)).get(int(match[2] or 0))
-    else:
-        return None
-    index = VGG16_FEATURES.get(layer)
-    return None if index is None else f"features.{index}"
+        return dict(enumerate(VGG16_FEATURES)).get(int(match[2] or 0))
+    return None

@@ -17,8 +17,9 @@ import h5py
 import numpy as np
 from flax import traverse_util
 
-from fnet_jax.errors import UserError
+from fnet_jax.errors import UserError, listed, shown
 from fnet_jax.files import partial_of
+from fnet_jax.hdf5 import open_arrays
 
 
 class Layout(enum.Enum):
@@ -169,10 +170,10 @@ def load_checkpoint(path: str | os.PathLike, template: Mapping) -> dict:
 
     Raises:
       UserError: the file is not a readable HDF5 file, or it lacks a key, has one too many, or one
-        of another shape; the message lists them all.
+        of another shape; the message lists them.
     """
-    with open_hdf5(path) as file:
-        return read_entries(path, file, layout_entries(template), template)
+    with open_arrays(path) as arrays:
+        return read_entries(path, arrays, layout_entries(template), template)
 
 
 def load_rpn(path: str | os.PathLike, template: Mapping) -> dict:
@@ -192,26 +193,25 @@ def load_rpn(path: str | os.PathLike, template: Mapping) -> dict:
     template = {name: template[name] for name in ("backbone", "rpn")}
     entries = layout_entries(template)
     heads = {original.split(".")[0] for _, original, _ in _LAYERS} - {"rpn"}
-    with open_hdf5(path) as file:
-        if any(key.startswith(_RPN_PREFIX) for key in file):
-            found = {key: file[key] for key in file if key.split(".")[0] not in heads}
+    with open_arrays(path) as arrays:
+        if any(key.startswith(_RPN_PREFIX) for key in arrays):
+            arrays = {k: array for k, array in arrays.items() if k.split(".")[0] not in heads}
         else:
             entries = [
                 dataclasses.replace(entry, key=entry.key.removeprefix(_RPN_PREFIX))
                 for entry in entries
             ]
-            found = file
-        return read_entries(path, found, entries, template)
+        return read_entries(path, arrays, entries, template)
 
 
 def kind_of(path: str | os.PathLike) -> str:
     """What a weights file holds: "model", "rpn" (published formats) or "vgg16" (anything else)."""
     if not str(path).endswith((".h5", ".hdf5")):
         return "vgg16"
-    with open_hdf5(path) as file:
-        if "score_obj.weight" in file:
+    with open_arrays(path) as arrays:
+        if "score_obj.weight" in arrays:
             return "model"
-        return "rpn" if any(key.endswith("score_conv.conv.weight") for key in file) else "vgg16"
+        return "rpn" if any(key.endswith("score_conv.conv.weight") for key in arrays) else "vgg16"
 
 
 def export_checkpoint(path: str | os.PathLike, params: Mapping) -> None:
@@ -249,29 +249,27 @@ def read_entries(
 
     Args:
       path: the file, for messages.
-      found: key -> array or h5py dataset; all keys must be among the entries.
+      found: key -> array, which is read once all shapes are right; no key may be unknown.
       entries: what to expect.
       template: gives the dtypes.
       advice: what the user can do if they are not.
 
     Raises:
-      UserError: lists every missing, unknown and mis-shaped key.
+      UserError: lists missing, unknown and mis-shaped keys.
     """
     expected = {entry.key: entry for entry in entries}
     problems = [f"missing {key} {_show(expected[key].shape)}" for key in expected.keys() - found]
-    for key in found:
-        # A group of an HDF5 file has no shape.
-        shape = getattr(found[key], "shape", None)
+    for key, array in found.items():
         if key not in expected:
-            problems.append(f"unknown {key} {_show(shape)}")
-        elif shape != expected[key].shape:
-            problems.append(f"{key} is {_show(shape)}, expected {_show(expected[key].shape)}")
-        elif not np.issubdtype(found[key].dtype, np.floating):
-            problems.append(f"{key} holds {found[key].dtype}, expected floating point numbers")
+            problems.append(f"unknown {shown(key)} {_show(array.shape)}")
+        elif array.shape != expected[key].shape:
+            problems.append(f"{key} is {_show(array.shape)}, expected {_show(expected[key].shape)}")
+        elif not np.issubdtype(array.dtype, np.floating):
+            problems.append(f"{key} holds {array.dtype}, expected floating point numbers")
     if problems:
         raise UserError(
             f"{os.fspath(path)} does not fit the configured model ({advice}): "
-            f"{'; '.join(sorted(problems))}"
+            f"{listed(sorted(problems))}"
         )
     dtypes = {at: leaf.dtype for at, leaf in traverse_util.flatten_dict(dict(template)).items()}
     return traverse_util.unflatten_dict(
@@ -280,19 +278,6 @@ def read_entries(
             for key, entry in expected.items()
         }
     )
-
-
-def open_hdf5(path: str | os.PathLike) -> h5py.File:
-    """Opens an HDF5 file for reading; a UserError if it is missing or of another format."""
-    try:
-        return h5py.File(path, "r")
-    except FileNotFoundError:
-        raise UserError(f"there is no file {os.fspath(path)}; correct the path") from None
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{os.fspath(path)} cannot be read as HDF5 ({reason}); give an .h5 file"
-        ) from None
 
 
 def _entry(path: tuple[str, ...], shapes: Mapping) -> Entry:
@@ -334,5 +319,5 @@ def _pool_size(flattened: int, channels: int) -> int:
     return pool
 
 
-def _show(shape: tuple[int, ...] | None) -> str:
-    return "(a group)" if shape is None else f"({', '.join(map(str, shape))})"
+def _show(shape: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, shape))})"

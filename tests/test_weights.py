@@ -204,7 +204,7 @@ def test_every_problem_is_listed(small, small_file):
     with h5py.File(small_file, "a") as file:
         del file["score_obj.weight"], file["mps_list.1.att_object2region_obj.1.bias"]
         file["nms.extra"] = np.zeros(3, np.float32)
-        file.create_group("folder")
+        file["folder/inner"] = np.zeros(2, np.float32)
         del file["rpn.conv1.conv.weight"]
         file["rpn.conv1.conv.weight"] = np.zeros((6, 14, 1, 1), np.float32)
         del file["score_pred.bias"]
@@ -217,7 +217,7 @@ def test_every_problem_is_listed(small, small_file):
         "missing score_obj.weight (11, 8)",
         "missing mps_list.1.att_object2region_obj.1.bias (4)",
         "unknown nms.extra (3)",
-        "unknown folder (a group)",
+        "unknown folder/inner (2)",
         "rpn.conv1.conv.weight is (6, 14, 1, 1), expected (6, 14, 3, 3)",
         "score_pred.bias holds int64",
     ):

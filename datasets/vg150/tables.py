@@ -2,12 +2,12 @@
 
 import pathlib
 
-import h5py
 import numpy as np
 
 from fnet_jax.datasets.json_files import fields, load_json
 from fnet_jax.datasets.schema import Annotation
 from fnet_jax.errors import UserError
+from fnet_jax.hdf5 import open_arrays
 
 # Boxes are stored for images whose longer side is this many pixels.
 BOX_SCALE = 1024
@@ -16,8 +16,7 @@ CORRUPT_IMAGES = (1592, 1722, 4616, 4617)
 VALIDATION_IMAGES = 5000
 
 _TRAIN, _TEST = 0, 2
-# What h5py raises for a damaged file depends on where the damage is.
-_DAMAGED = (OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError)
+_MAX_NUMBERS = 40_000_000  # of a table; Visual Genome has about 4 million in its largest
 _COLUMNS = {
     "split": 1,
     "img_to_first_box": 1,
@@ -82,26 +81,25 @@ class Tables:
     def __init__(self, path: pathlib.Path, image_count: int):
         """Raises UserError if the file is not what it should be."""
         self._path = path
-        try:
-            with h5py.File(path, "r") as file:
-                columns = {name: np.asarray(file[name]) for name in _COLUMNS if name in file}
-        except _DAMAGED as error:
-            raise UserError(f"{path} is no HDF5 file that can be read ({error})") from error
-        for name, dimensions in _COLUMNS.items():
-            if name not in columns:
-                self._refuse(f"has no table {name!r}")
-            if columns[name].ndim != dimensions or columns[name].dtype.kind not in "iu":
-                self._refuse(f"has a table {name!r} that is not whole numbers in {dimensions}-d")
-            columns[name] = columns[name].astype(np.int64)
+        with open_arrays(path, _COLUMNS, _MAX_NUMBERS) as arrays:
+            for name, dimensions in _COLUMNS.items():
+                if name not in arrays:
+                    self._refuse(f"has no table {name!r}")
+                if arrays[name].ndim != dimensions or arrays[name].dtype.kind not in "iu":
+                    self._refuse(
+                        f"has a table {name!r} that is not whole numbers in {dimensions}-d"
+                    )
+                if dimensions == 1 and arrays[name].shape != (image_count,):
+                    self._refuse(
+                        f"has {arrays[name].shape[0]} images in {name!r}, but image_data.json has "
+                        f"{image_count} that count"
+                    )
+            columns = {name: np.asarray(arrays[name], np.int64) for name in _COLUMNS}
         self.split, self._boxes = columns["split"], columns["boxes_1024"]
         self._labels = columns["labels"].reshape(-1)
         self._pairs, self._predicates = columns["relationships"], columns["predicates"].reshape(-1)
         self._box_range = columns["img_to_first_box"], columns["img_to_last_box"]
         self._relation_range = columns["img_to_first_rel"], columns["img_to_last_rel"]
-        if len(self.split) != image_count:
-            self._refuse(
-                f"has {len(self.split)} images, but image_data.json has {image_count} that count"
-            )
         if self._boxes.shape != (len(self._labels), 4):
             self._refuse("has not as many rows of four in 'boxes_1024' as in 'labels'")
         if self._pairs.shape != (len(self._predicates), 2):
@@ -110,8 +108,6 @@ class Tables:
             (self._box_range, len(self._labels)),
             (self._relation_range, len(self._predicates)),
         ):
-            if not len(first) == len(last) == image_count:
-                self._refuse(f"has not {image_count} images in all of its tables")
             if ((first >= 0) & ((last < first) | (last >= count))).any():
                 self._refuse("refers to rows that do not exist")
 

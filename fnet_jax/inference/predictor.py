@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from fnet_jax import builder, checkpoint, image_ops, train_step
 from fnet_jax.configs.base import get_config
 from fnet_jax.detect import TestOptions, detect_on_devices
-from fnet_jax.errors import UserError
+from fnet_jax.errors import UserError, reason
 from fnet_jax.inference.given_boxes import GivenBoxes, given_boxes
 from fnet_jax.inference.image_files import read_image
 from fnet_jax.inference.scene_graph import SceneGraph
@@ -127,19 +127,24 @@ class SceneGraphPredictor:
         missing = {"config", "object_names", "predicate_names", "anchors"} - facts.keys()
         if missing:
             raise UserError(f"the checkpoint {path} does not say its {', '.join(sorted(missing))}")
-        trained = get_config()
-        trained.update(facts["config"])
-        if config is not None:
-            trained.test = config.test
-            trained.image.buckets = config.image.buckets
-            trained.model.compute_dtype = config.model.compute_dtype
-        model = builder.build_model(
-            trained, len(facts["object_names"]), len(facts["predicate_names"])
-        ).clone(base_anchors=tuple(map(tuple, facts["anchors"])))
-        checkpoint.check_fits(saved.params, param_shapes(model), path)
-        names = facts["object_names"], facts["predicate_names"]
-        options = builder.test_options(trained)
-        return cls(model, saved.params, options, ImageFormat.of(trained.image), *names, saved.step)
+        try:
+            trained = _config_of(facts, config)
+            _check_dimensions(trained.model, saved.params)
+            names = [_texts(facts[f"{kind}_names"]) for kind in ("object", "predicate")]
+            anchors = tuple(map(tuple, _rows(facts["anchors"], 4)))
+            model = builder.build_model(trained, *map(len, names)).clone(base_anchors=anchors)
+            template = param_shapes(model)
+            options = builder.test_options(trained)
+            image_format = ImageFormat.of(trained.image)
+        except UserError as error:
+            raise UserError(f"the checkpoint {path}: {error}") from error
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise UserError(
+                f"the checkpoint {path} describes a network that cannot be ({reason(error)}); "
+                "give another one"
+            ) from error
+        checkpoint.check_fits(saved.params, template, path)
+        return cls(model, saved.params, options, image_format, *names, saved.step)
 
     def __call__(
         self,
@@ -263,6 +268,52 @@ class SceneGraphPredictor:
         """The program that relates given objects."""
         given = dataclasses.replace(self.options, use_gt_boxes=True, use_gt_labels=True)
         return detect_on_devices(self.model, given)
+
+
+def _config_of(facts: Mapping, config: ConfigDict | None) -> ConfigDict:
+    """The config that a checkpoint was trained with, but for what `config` says of its use.
+
+    Raises TypeError, ValueError or LookupError for what is no config of this project.
+    """
+    trained = get_config().lock()
+    trained.update(facts["config"])
+    if config is not None:
+        trained.test = config.test
+        trained.image.buckets = config.image.buckets
+        trained.model.compute_dtype = config.model.compute_dtype
+    image = trained.image
+    if image.color_order not in ("bgr", "rgb"):
+        raise ValueError(f"image.color_order is {image.color_order!r}")
+    _rows(image.buckets, 2)
+    _rows([image.mean, image.std], 3)
+    return trained
+
+
+def _check_dimensions(section: ConfigDict, params: Mapping) -> None:
+    """Raises ValueError for numbers in `config.model` that no network with these arrays has.
+
+    Others would take minutes or all memory before its shapes were known.
+    """
+    largest = max((size for leaf in jax.tree.leaves(params) for size in leaf.shape), default=0)
+    if max(section.dim_object, section.dim_attention) > largest:
+        raise ValueError("model.dim_object or dim_attention is larger than all of its arrays")
+    if section.message_passing_steps > len(params):
+        raise ValueError(f"it has no {section.message_passing_steps} message passing steps")
+
+
+def _rows(value, length: int) -> list[list[float]]:
+    """`value` if it is a list of rows of so many finite numbers; ValueError or TypeError if not."""
+    rows = np.asarray(value, np.float64)
+    if rows.ndim != 2 or rows.shape[1] != length or not np.isfinite(rows).all():
+        raise ValueError(f"{value!r} are no rows of {length} numbers")
+    return rows.tolist()
+
+
+def _texts(value) -> list[str]:
+    """`value` if it is a list of texts; TypeError if not."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError(f"{value!r} is no list of names")
+    return value
 
 
 def _read(path: str | os.PathLike) -> np.ndarray:

@@ -540,7 +540,7 @@ def test_damaged_tables(folder):
     assert outcomes == {True, False}
     for length in range(0, len(original), 251):
         path.write_bytes(original[:length])
-        with pytest.raises(UserError, match=r"VG-SGG\.h5 is no HDF5 file that can be read"):
+        with pytest.raises(UserError, match=r"VG-SGG\.h5 cannot be read as HDF5"):
             form.read(source)
 
 

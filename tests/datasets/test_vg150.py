@@ -201,8 +201,8 @@ def test_missing_files_are_named(tmp_path, source):
         ("boxes_1024", lambda values: values / 2, r"'boxes_1024' that is not whole numbers"),
         ("boxes_1024", lambda values: values[:, :3], r"not as many rows of four"),
         ("predicates", lambda values: values[1:], r"not as many rows of two in 'relationships'"),
-        ("split", lambda values: values[1:], r"has 7 images, but image_data\.json has 8"),
-        ("img_to_last_rel", lambda values: values[1:], r"has not 8 images in all of its tables"),
+        ("split", lambda values: values[1:], r"has 7 images in 'split', but image_data\.json"),
+        ("img_to_last_rel", lambda values: values[1:], r"has 7 images in 'img_to_last_rel', but"),
         ("img_to_last_box", lambda values: values + 1, r"refers to rows that do not exist"),
         ("img_to_last_rel", lambda values: values - 9, r"refers to rows that do not exist"),
     ],
@@ -234,7 +234,7 @@ def test_faults_name_the_image(tmp_path, source, name, index, value, message):
 def test_no_hdf5_file(tmp_path, source):
     path = source / "VG-SGG.h5"
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(UserError, match=r"source/VG-SGG\.h5 is no HDF5 file that can be read"):
+    with pytest.raises(UserError, match=r"source/VG-SGG\.h5 cannot be read as HDF5"):
         build(tmp_path, source)
 
 

@@ -376,6 +376,9 @@ def test_image_that_no_program_takes(artifact, tmp_path, images, monkeypatch):
     assert "no program takes 85 x 60" in message_of(monkeypatch, path, images[4])
 
 
+RIGHT_FORMAT = '{"format": "fnet-jax/exported", "version": 1}'
+
+
 def truncated(data, _):
     return data[: len(data) // 2]
 
@@ -410,6 +413,9 @@ def test_damaged_file_is_said_in_one_line(artifact, images, damage, said, tmp_pa
     [
         ({"other.txt": "x"}, "manifest.json"),
         ({"manifest.json": '{"format": "fnet-jax/exported", "version": 2}'}, "another format"),
+        ({"manifest.json": "[]"}, "another format"),
+        ({"manifest.json": "[" * 100_000}, "recursion"),
+        ({"manifest.json": RIGHT_FORMAT, "weights.npz": ""}, "not a zip file"),
     ],
 )
 def test_another_zip_is_said_in_one_line(content, said, images, tmp_path, monkeypatch):
@@ -418,3 +424,38 @@ def test_another_zip_is_said_in_one_line(content, said, images, tmp_path, monkey
         for name, text in content.items():
             archive.writestr(name, text)
     assert said in message_of(monkeypatch, path, images[0])
+
+
+def test_compressed_files_are_refused(images, tmp_path, monkeypatch):
+    """They could be of any size."""
+    path = tmp_path / "packed.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("manifest.json", RIGHT_FORMAT)
+    assert f"{path} is compressed" in message_of(monkeypatch, path, images[0])
+    weights = io.BytesIO()
+    np.savez_compressed(weights, layer=np.zeros(3))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("manifest.json", RIGHT_FORMAT)
+        archive.writestr("weights.npz", weights.getvalue())
+    assert "weights.npz is compressed" in message_of(monkeypatch, path, images[0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"programs": None},
+        {"programs": [{"height": "x", "width": 1}]},
+        {"programs": [{"height": 10**4, "width": 10**4, "file": "../manifest.json"}]},
+        {"test_scale": "600"},
+        {"max_size": None},
+    ],
+)
+def test_manifest_of_other_types(artifact, images, changes, tmp_path, monkeypatch):
+    path = tmp_path / "odd.zip"
+    with zipfile.ZipFile(artifact[0]) as source, zipfile.ZipFile(path, "w") as archive:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "manifest.json":
+                content = json.dumps(json.loads(content) | changes)
+            archive.writestr(name, content)
+    message_of(monkeypatch, path, images[0])
