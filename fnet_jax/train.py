@@ -7,6 +7,7 @@ for bit, what an undisturbed one computes.
 
 import contextlib
 import dataclasses
+import os
 import signal
 import threading
 import time
@@ -326,12 +327,13 @@ class _StopRequest:
 
     def __enter__(self):
         self.asked, self.name = False, "SIGTERM"
-        # With several processes JAX listens to SIGTERM itself, and makes all agree on a step.
-        alone = jax.process_count() == 1
-        listens = alone and threading.current_thread() is threading.main_thread()
-        self._previous = {
-            number: signal.signal(number, self._ask) for number in self._SIGNALS if listens
-        }
+        handlers = dict.fromkeys(self._SIGNALS, self._ask)
+        if jax.process_count() > 1:
+            # JAX listens to SIGTERM itself, and makes all processes agree on a step.
+            handlers = {signal.SIGINT: self._pass_on}
+        if threading.current_thread() is not threading.main_thread():
+            handlers = {}  # Python allows no other thread to listen.
+        self._previous = {n: signal.signal(n, handler) for n, handler in handlers.items()}
         return self
 
     def __exit__(self, *_):
@@ -342,6 +344,10 @@ class _StopRequest:
     def _ask(self, number, _):
         self.asked, self.name = True, signal.Signals(number).name
         signal.signal(number, self._previous.pop(number))
+
+    def _pass_on(self, number, _):
+        signal.signal(number, self._previous.pop(number))
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def stops_at(self, step: int) -> bool:
         """Whether to stop with this many steps done; the same answer in all processes."""

@@ -208,6 +208,39 @@ def test_any_division_into_processes_is_the_same_run(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_stops_all(tmp_path, number):
+    """At the same step, saved; the same commands go on."""
+    options = {"epochs": 30, "checkpoint_every_steps": 1000}
+
+    def begin(**batch_options):
+        address = free_address()
+        return [
+            start(
+                tmp_path / "two",
+                distributed=[address, 2, i],
+                batch_options=batch_options,
+                **options,
+            )
+            for i in range(2)
+        ]
+
+    processes = begin(seconds=0.05)
+    log = tmp_path / "two" / "train_log.jsonl"
+    wait_for(lambda: log.exists() and len(log.read_text().splitlines()) >= 5, processes[0])
+    processes[1].send_signal(number)
+    for process in processes:
+        finish(process)
+    stopped = checkpoint.restore_latest(tmp_path / "two").step
+    assert 5 <= stopped < 100
+    for process in begin():
+        finish(process)
+    whole = run(tmp_path / "whole", accumulate_steps=2, **options)
+    with np.load(tmp_path / "two" / "params.npz") as two:
+        assert_same_params(dict(two), whole.params, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_the_death_of_a_process_ends_the_others(tmp_path):
     """Within the heartbeat timeout and a little more; the same command goes on."""
     options = {"epochs": 30, "checkpoint_every_steps": 5}
