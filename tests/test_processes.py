@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from fnet_jax import checkpoint
 from tests.test_cli import ROOT, SHAPES, run
 from tests.test_faults import free_address
 
@@ -29,23 +30,47 @@ def common(tmp_path_factory):
     )
 
 
-def together(count, devices, *arguments):
-    """Runs the program in `count` processes of some devices each; returns what each printed."""
+def named(address, count, index):
+    """How flags tell a process of the others."""
+    flags = (
+        f"--coordinator={address}",
+        f"--num_processes={count}",
+        f"--process_id={index}",
+    )
+    return flags, {}
+
+
+def as_by_slurm(address, count, index):
+    """How SLURM does; JAX derives the port from the number of the job."""
+    first_port = 2**16 - 2**12
+    environment = {
+        "SLURM_JOB_ID": str(int(address.split(":")[1]) % 2**12 + first_port),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+    }
+    return ("--cluster",), environment
+
+
+def together(count, devices, *arguments, told=named):
+    """Runs the program in `count` processes of some devices each; returns what each printed.
+
+    `told`: (address, count, index) -> flags and environment that join a process with the others.
+    """
     address = free_address()
     flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
+    joined = [told(address, count, index) for index in range(count)]
     processes = [
         subprocess.Popen(
-            [
-                *(sys.executable, "main.py", *map(str, arguments), f"--coordinator={address}"),
-                *(f"--num_processes={count}", f"--process_id={index}"),
-            ],
+            [sys.executable, "main.py", *map(str, arguments), *own_flags],
             cwd=ROOT,
-            env=os.environ | {"XLA_FLAGS": flags},
+            env=os.environ | {"XLA_FLAGS": flags} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index in range(count)
+        for own_flags, environment in joined
     ]
     outputs = [process.communicate(timeout=500) for process in processes]
     for process, (_, errors) in zip(processes, outputs, strict=True):
@@ -82,6 +107,17 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path, common):
         graphs.append((folder / "graphs.jsonl").read_text())
     assert metrics[0] == metrics[1] and metrics[0]["images"] == 8
     assert graphs[0] == graphs[1]
+
+
+def test_processes_of_a_slurm_job(tmp_path, common):
+    together(
+        *(2, 1, *common, "--config.train.max_steps=2", "--mode=train", f"--workdir={tmp_path}"),
+        told=as_by_slurm,
+    )
+    records = [json.loads(line) for line in (tmp_path / "train_log.jsonl").open()]
+    assert [record["step"] for record in records] == [1, 2]
+    saved = checkpoint.restore_latest(tmp_path)
+    assert saved.step == 2 and saved.data_states == [{"position": 4}] * 2
 
 
 def test_replay(tmp_path, common):
