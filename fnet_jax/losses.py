@@ -75,6 +75,13 @@ def label_probability(logits, labels):
     return jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), labels[:, None], axis=1)[:, 0]
 
 
+def _floored_log(x):
+    """log x, at least -100, of x >= 0; the gradient is 0 where the floor applies."""
+    # The reciprocal of a subnormal number is infinite, and some backends take it for 0 anyway.
+    positive = x >= jnp.finfo(x.dtype).tiny
+    return jnp.where(positive, jnp.maximum(jnp.log(jnp.where(positive, x, 1.0)), -100.0), -100.0)
+
+
 def duplicate_loss(probability, factor, targets: ObjectTargets) -> dict:
     """Cross-entropy of label probability x factor against "first of its object" -> `duplicate`.
 
@@ -82,12 +89,7 @@ def duplicate_loss(probability, factor, targets: ObjectTargets) -> dict:
     """
     foreground = targets.labels > 0
     p = jnp.where(foreground, probability * factor, 0.5)
-    # Each logarithm's argument is kept away from 0 where its floor of -100 applies, so that the
-    # gradient there is 0 and not NaN.
-    log_p = jnp.where(p > 0.0, jnp.maximum(jnp.log(jnp.where(p > 0.0, p, 1.0)), -100.0), -100.0)
-    q = 1.0 - p
-    log_q = jnp.where(q > 0.0, jnp.maximum(jnp.log(jnp.where(q > 0.0, q, 1.0)), -100.0), -100.0)
-    values = jnp.where(targets.first, -log_p, -log_q)
+    values = jnp.where(targets.first, -_floored_log(p), -_floored_log(1.0 - p))
     count = jnp.sum(foreground).astype(jnp.float32)
     return {"duplicate": jnp.sum(jnp.where(foreground, values, 0.0)) / (count + 1e-10)}
 

@@ -56,12 +56,15 @@ class MessagePassing(nn.Module):
 
         num_subgraphs, pool = subgraphs.shape[:2]
         num_objects = objects.shape[0]
+        # Scales a factor, not the product: a backend may fuse a multiplication of logits with the
+        # subtraction of their maximum, and such a difference rounds to more than 0, whose
+        # exponential overflows once logits are large.
         scale = np.float32(1.0 / np.sqrt(self.dim_attention))
 
         # Subgraph -> object: one softmax over all positions of all subgraphs of the object.
         query = transform("subgraph_to_object_query", self.dim_attention, objects)  # (R, M)
         key = transform("subgraph_to_object_key", self.dim_attention, subgraphs)  # (K, P, P, M)
-        logits = (query @ key.reshape(-1, self.dim_attention).T) * scale  # (R, K*P*P)
+        logits = (query * scale) @ key.reshape(-1, self.dim_attention).T  # (R, K*P*P)
         connected = jnp.broadcast_to(
             incidence.T[:, :, None], (num_objects, num_subgraphs, pool * pool)
         ).reshape(num_objects, -1)
@@ -77,7 +80,7 @@ class MessagePassing(nn.Module):
         # Object -> subgraph: at every position, a softmax over the objects of the subgraph.
         query = transform("object_to_subgraph_query", self.dim_attention, subgraphs)  # (K, P, P, M)
         key = transform("object_to_subgraph_key", self.dim_attention, objects)  # (R, M)
-        logits = (query @ key.T) * scale  # (K, P, P, R)
+        logits = query @ (key * scale).T  # (K, P, P, R)
         attention = masked_softmax(logits, incidence[:, None, None, :])
         gathered = attention @ objects  # (K, P, P, D)
         message = transform("object_to_subgraph_out", self.dim_subgraph, gathered)

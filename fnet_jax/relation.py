@@ -15,10 +15,11 @@ from fnet_jax.layers import Linear, initializers
 def geometric_embedding(boxes):
     """log |dx|/w_i, log |dy|/h_i, log w_i/w_j, log h_i/h_j; log of 0 counts as 0.
 
-    (R, 4) -> (R, R, 4) float32. Sides here are plain differences (no "+1"), plus 1e-10.
+    (R, 4) -> (R, R, 4) float32. Sides here are plain differences (no "+1"), plus 1e-10; a box that
+    spans less than a pixel has x2 < x1, and its side counts as 0.
     """
     x1, y1, x2, y2 = boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3]
-    w, h = x2 - x1 + 1e-10, y2 - y1 + 1e-10
+    w, h = jnp.maximum(x2 - x1, 0.0) + 1e-10, jnp.maximum(y2 - y1, 0.0) + 1e-10
     x, y = (x2 + x1) / 2, (y2 + y1) / 2
     ratios = jnp.stack(
         [
@@ -112,7 +113,8 @@ class RelationModule(nn.Module):
         key = Linear(self.dim, self.kernel_init, name="key")(x)  # (R, dim)
         query = Linear(self.dim, self.kernel_init, name="query")(x)
         value = Linear(self.dim_out, self.kernel_init, name="value")(x)  # (R, dim_out)
-        logits = key @ query.T / np.float32(np.sqrt(self.dim))  # (R, R)
+        # Divides a factor, not the product, for the reason given in `MessagePassing`.
+        logits = (key / np.float32(np.sqrt(self.dim))) @ query.T  # (R, R)
         weight = Geometry(self.geometry, self.dim, self.kernel_init, name="geometry")(boxes)
         sends = mask[None, :] & ~jnp.eye(mask.shape[0], dtype=bool)
         # The original takes a bare exp, which overflows for large logits. Dividing numerator and

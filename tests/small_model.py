@@ -12,6 +12,8 @@ OBJECT_CLASSES, PREDICATES = 5, 4  # with background
 WIDTH = 32  # the smallest that sixteen dropout groups and a bottleneck allow
 ANCHORS = ((-8.0, -8.0, 23.0, 23.0), (-16.0, -24.0, 31.0, 39.0))
 IMAGE = (64, 96)
+MIN_SIZE = 4.0  # of proposals, in pixels of the original image
+NO_PROPOSAL_SCALE = 100.0  # at which they would need 400 pixels
 # A test program runs for milliseconds and compiles for seconds.
 QUICK = {"xla_backend_optimization_level": 0}
 if jax.__version_info__ < (0, 11):  # Later versions know one way only.
@@ -61,18 +63,27 @@ def random_model(**changes):
     return model, random_params(model, jnp.zeros((32, 32, 3)))
 
 
-def example(seed: int = 0, size=(60, 90), scale: float = 1.25) -> dict:
-    """One padded image with two annotated objects, related once, and two unused slots."""
+def example(
+    seed: int = 0, size=(60, 90), scale: float = 1.25, slots: int = 4
+) -> dict[str, np.ndarray]:
+    """One padded image with two annotated objects, related once; the other slots are unused."""
     rng = np.random.default_rng(seed)
     height, width = size
-    gt_boxes = np.zeros((4, 4), np.float32)
+    gt_boxes = np.zeros((slots, 4), np.float32)
     gt_boxes[:2] = [[2, 3, 40, 50], [30, 10, 80, 55]]
-    relationships = np.zeros((4, 4), np.int32)
+    classes = np.zeros(slots, np.int32)
+    classes[:2] = 1, 2
+    relationships = np.zeros((slots, slots), np.int32)
     relationships[0, 1] = 2
     return {
         "image": rng.integers(0, 256, (*IMAGE, 3)).astype(np.uint8),
         "im_info": np.array([height, width, scale, height / scale, width / scale], np.float32),
         "gt_boxes": gt_boxes,
-        "gt_classes": np.array([1, 2, 0, 0], np.int32),
+        "gt_classes": classes,
         "gt_relationships": relationships,
     }
+
+
+def assert_finite(tree):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)

@@ -1,4 +1,4 @@
-"""Detection and the training objective as whole programs, on the images that break programs."""
+"""Detection as a whole program, on the images that break programs."""
 
 import dataclasses
 import functools
@@ -9,15 +9,20 @@ import pytest
 
 from fnet_jax import detect as detection
 from fnet_jax import pruning
-from fnet_jax.backbone import LAYERS
 from fnet_jax.detect import ProposalOptions, detect
 from fnet_jax.kernels import cluster_pairs
-from fnet_jax.objective import TrainOptions, training_losses
-from fnet_jax.targets import AnchorOptions, SampleOptions
-from tests.small_model import PREDICATES, QUICK, example, random_model
+from tests.small_model import (
+    MIN_SIZE,
+    NO_PROPOSAL_SCALE,
+    PREDICATES,
+    QUICK,
+    assert_finite,
+    example,
+    random_model,
+)
 
 R = 12
-PROPOSALS = ProposalOptions(pre_nms=64, post_nms=16, min_size=4.0)
+PROPOSALS = ProposalOptions(pre_nms=64, post_nms=16, min_size=MIN_SIZE)
 OPTIONS = detection.TestOptions(
     proposals=PROPOSALS,
     max_objects=R,
@@ -25,7 +30,6 @@ OPTIONS = detection.TestOptions(
     subgraph_nms=0.7,
     max_triplets=30,
 )
-NO_PROPOSAL_SCALE = 100.0  # the smallest side allowed is min_size * scale pixels: 400
 traces = []
 
 
@@ -46,11 +50,6 @@ def program(model, options):
 def detected(network, example, options=OPTIONS):
     model, params = network
     return jax.tree.map(np.asarray, program(model, options)(params, example))
-
-
-def assert_finite(tree):
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
 
 
 def assert_same_graph(actual, expected):
@@ -244,77 +243,3 @@ def test_given_labels(network):
     fnet = dict(zip(rows(graph, graph.triplet_mask), graph.triplet_scores.tolist(), strict=False))
     for row, score in zip(rows(graph.unconstrained), graph.unconstrained.scores, strict=False):
         assert score == pytest.approx(fnet[row], rel=1e-6)
-
-
-TRAIN_OPTIONS = TrainOptions(
-    proposals=dataclasses.replace(PROPOSALS, post_nms=48, nms_threshold=0.7),
-    anchors=AnchorOptions(batch_size=16),
-    samples=SampleOptions(object_batch=12, relation_batch=8),
-    object_weights=(1.0, 2.0, 0.5, 1.0, 3.0),
-    predicate_weights=(1.0, 2.0, 3.0, 4.0),
-    subgraph_capacities=(96,),
-)
-
-
-@pytest.fixture(scope="module")
-def objective():
-    model, params = random_model()
-    run = jax.jit(
-        jax.value_and_grad(
-            lambda p, e, key: training_losses(model, p, e, key, TRAIN_OPTIONS), has_aux=True
-        ),
-        compiler_options=QUICK,
-    )
-
-    def losses_of(image, seed=0):
-        (total, report), gradients = run(params, image, jax.random.key(seed))
-        return float(total), jax.tree.map(float, report), jax.tree.map(np.asarray, gradients)
-
-    return losses_of
-
-
-def test_training_losses(objective):
-    total, report, gradients = objective(example())
-    assert report["foreground_objects"] > 0
-    assert report["foreground_pairs"] > 0
-    assert report["overflow"] == 0
-    assert (
-        min(report[name] for name in ("object_class", "object_box", "predicate", "duplicate")) > 0
-    )
-    assert_finite(gradients)
-    for layer, name in enumerate(LAYERS):
-        assert np.any(gradients["backbone"][name]["kernel"]) == (layer >= 4), name
-    for name in ("rpn", "object_fc", "subgraph_conv", "message_passing_0", "duplicate_removal"):
-        assert any(np.any(leaf) for leaf in jax.tree.leaves(gradients[name])), name
-    assert objective(example())[0] == total
-    assert objective(example(), seed=1)[0] != total
-
-
-def without_relationships():
-    image = example()
-    return image | {"gt_relationships": np.zeros_like(image["gt_relationships"])}
-
-
-@pytest.mark.parametrize(
-    ("image", "zero"),
-    [
-        (without_relationships(), {"foreground_pairs"}),
-        (
-            no_objects(),
-            {"foreground_objects", "foreground_pairs", "object_box", "duplicate", "rpn_box"},
-        ),
-        (
-            example(scale=NO_PROPOSAL_SCALE),
-            {"foreground_objects", "object_class", "object_box", "predicate", "num_subgraphs"},
-        ),
-        (no_objects(scale=NO_PROPOSAL_SCALE), {"object_class", "predicate", "rpn_box"}),
-    ],
-    ids=["no relationships", "no objects", "no proposals", "neither"],
-)
-def test_training_losses_of_a_poor_image(objective, image, zero):
-    total, report, gradients = objective(image)
-    assert np.isfinite(total)
-    assert total > 0  # the proposal network always learns something
-    assert {name for name in zero if report[name] == 0.0} == zero
-    assert_finite(report)
-    assert_finite(gradients)

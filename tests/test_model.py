@@ -112,6 +112,15 @@ def test_message_passing_formula():
     assert_close(new_subgraphs, expected)
 
 
+def test_attention_to_large_vectors_is_finite():
+    objects, subgraphs, *rest = used(graph_inputs())
+    # All logits are divided by the square root of 32, which is no float.
+    module = MessagePassing(2 * WIDTH, 2 * WIDTH, WIDTH, True, "v2", True, 0.0)
+    inputs = *(np.float32(1e6) * np.tile(x, 2) for x in (objects, subgraphs)), *rest
+    for output in apply(module, random_params(module, *inputs), *inputs):
+        assert np.isfinite(output).all()
+
+
 @pytest.mark.parametrize("geometry", ["v1", "v2"])
 def test_message_passing_knows_neither_order_nor_padding(geometry):
     padded = graph_inputs()
@@ -331,10 +340,12 @@ def test_geometric_embedding():
 
 
 def test_geometric_embedding_of_points_is_finite():
-    boxes = np.array([[3, 3, 3, 3], [3, 3, 3, 3], [0, 0, 9, 9]], np.float32)
+    # The second covers half a pixel: its last column lies before its first.
+    boxes = np.array([[3, 3, 3, 3], [3.25, 3.25, 2.75, 2.75], [0, 0, 9, 9]], np.float32)
     embedding = np.asarray(jax.jit(geometric_embedding)(boxes))
     assert np.isfinite(embedding).all()
     np.testing.assert_array_equal(embedding[:2, :2], 0.0)
+    np.testing.assert_array_equal(embedding[0], embedding[1])
 
 
 def test_sinusoids_one_by_one():
