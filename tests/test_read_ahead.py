@@ -96,6 +96,7 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path, capsys):
     wait_until(lambda: none_runs(pids), 5)
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_replaced(tmp_path, capsys):
     (tmp_path / "24").write_text(str(int(signal.SIGSTOP)))
     batches = reading(tmp_path, timeout=15)
