@@ -13,7 +13,7 @@ from fnet_jax import image_ops
 from fnet_jax.anchors import REFERENCE_SCALE, base_anchors
 from fnet_jax.datasets.split import Split
 from fnet_jax.errors import UserError
-from fnet_jax.files import partial_of
+from fnet_jax.files import partial_of, writing
 
 FILE = "kmeans_anchors.json"
 _ROUNDS = 300
@@ -88,7 +88,7 @@ def file_of(builder: tfds.core.DatasetBuilder) -> pathlib.Path:
 
 
 def write(path: str | os.PathLike, anchors: Anchors) -> None:
-    """Writes `kmeans_anchors.json`; never seen half written."""
+    """Writes `kmeans_anchors.json`; never seen half written. UserError if it cannot be."""
     path = pathlib.Path(path)
     content = {
         "anchor_scales_kmeans": anchors.scales,
@@ -96,8 +96,9 @@ def write(path: str | os.PathLike, anchors: Anchors) -> None:
         "mean_best_iou": round(anchors.mean_best_iou, 4),
     }
     partial = partial_of(path)
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
+    with writing(path):
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(partial, path)
 
 
 def _sides(boxes: np.ndarray) -> np.ndarray:

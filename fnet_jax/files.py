@@ -14,12 +14,16 @@ def partial_of(path: pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Turns a failure of the file system within the block into a UserError that names `path`."""
+def writing(path: str | os.PathLike, flag: str = "") -> Iterator[None]:
+    """Turns a failure of the file system within the block into a UserError that names `path`.
+
+    `flag` is named, too: the one that the path was given by.
+    """
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{os.fspath(path)} cannot be written ({error.strerror or error}); make room or choose "
-            "another folder. What was whole before is kept"
+            f"{flag and flag + ': '}{os.fspath(path)} cannot be written "
+            f"({error.strerror or error}); make room or choose another folder. "
+            "What was whole before is kept"
         ) from error

@@ -180,7 +180,7 @@ def run_evaluation(
     suffix = "" if task == "sgdet" else f"_{task}"
     part = "" if config.test.max_images is None else f"[:{config.test.max_images}]"
     folder = pathlib.Path(workdir) / "evaluation" / (config.dataset.eval_split + part + suffix)
-    with writing(folder):
+    with writing(folder, "--workdir"):
         folder.mkdir(parents=True, exist_ok=True)
     metrics = experiment.evaluate(params, split, scores, folder / "graphs.jsonl")
     if not multihost.is_first():

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.transforms import Bbox
 
+from fnet_jax.files import writing
 from fnet_jax.inference.selection import select
 
 _ROW_SIZE = (15.0, 7.0)  # inches
@@ -86,8 +87,9 @@ def draw_scene_graph(
         _draw_boxes(left, nodes)
         _draw_graph(right, nodes, edges)
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
 
 
 def _select(graph: dict, top_k: int, min_score: float) -> tuple[list[_Node], list[_Edge]]:

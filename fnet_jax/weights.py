@@ -18,7 +18,7 @@ import numpy as np
 from flax import traverse_util
 
 from fnet_jax.errors import UserError, listed, shown
-from fnet_jax.files import partial_of
+from fnet_jax.files import partial_of, writing
 from fnet_jax.hdf5 import open_arrays
 
 
@@ -217,14 +217,16 @@ def kind_of(path: str | os.PathLike) -> str:
 def export_checkpoint(path: str | os.PathLike, params: Mapping) -> None:
     """Writes parameters as the original would: the inverse of `load_checkpoint`.
 
-    The file appears under its name only when complete.
+    The file appears under its name only when complete; UserError if it cannot be written.
     """
     arrays = traverse_util.flatten_dict(dict(params))
     partial = partial_of(pathlib.Path(path))
-    with h5py.File(partial, "w") as file:
-        for entry in layout_entries(params):
-            file.create_dataset(entry.key, data=entry.to_original(np.asarray(arrays[entry.path])))
-    os.replace(partial, path)
+    with writing(path):
+        with h5py.File(partial, "w") as file:
+            for entry in layout_entries(params):
+                array = np.asarray(arrays[entry.path])
+                file.create_dataset(entry.key, data=entry.to_original(array))
+        os.replace(partial, path)
 
 
 def layout_entries(template: Mapping) -> list[Entry]:

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fnet_jax.errors import UserError
+from fnet_jax.files import writing
 from fnet_jax.inference.given_boxes import GivenBoxes
 from fnet_jax.inference.image_files import (
     Source,
@@ -80,10 +81,8 @@ def predict_files(
       UserError: `output` cannot be written.
     """
     output = pathlib.Path(output)
-    try:
+    with writing(output, "--output"):
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output: cannot write to {output} ({error.strerror})") from error
     skipped: list[tuple[str, str]] = []
     count = 0
     total = frame_count([source.path for source in sources], every)
@@ -102,19 +101,13 @@ def predict_files(
             bar.update()
             yield image, line
 
-    try:
-        with bar, ResultsWriter(output / "graphs.jsonl") as writer:
-            found = entries(writer)
-            first = next(found, None)
-            pages = []
-            if first is not None:
-                everything = itertools.chain([first], found)
-                pages = write_page(
-                    output / "index.html", everything, top_k=top_k, min_score=min_score
-                )
-    except OSError as error:
-        name = f" ({error.filename})" if error.filename else ""
-        raise UserError(f"--output: {output} cannot be written: {error.strerror}{name}") from error
+    with bar, ResultsWriter(output / "graphs.jsonl") as writer:
+        found = entries(writer)
+        first = next(found, None)
+        pages = []
+        if first is not None:
+            everything = itertools.chain([first], found)
+            pages = write_page(output / "index.html", everything, top_k=top_k, min_score=min_score)
     return Outcome(count, skipped, pages)
 
 
