@@ -29,6 +29,7 @@ from fnet_jax.datasets.vg150.tables import Tables
 from fnet_jax.errors import UserError
 from fnet_jax.inference.predictor import SceneGraphPredictor
 from tests.inference.checkpoints import save_random
+from tests.json_values import places
 from tests.test_checkpoint import assert_equal, make
 from tests.test_imagenet import KERAS_LAYOUTS, torchvision_state, write_keras
 from tests.test_weights import SMALL_SHAPES, random_params, template_for
@@ -612,15 +613,6 @@ def test_networks_that_cannot_be(tmp_path, trained, change):
     rewrite_meta(step_dir, lambda meta: DESCRIBED[change](meta["metadata"]))
     with complains(workdir):
         SceneGraphPredictor.from_checkpoint(workdir)
-
-
-def places(content):
-    """All (container, key) pairs of a JSON value."""
-    if not isinstance(content, dict | list):
-        return []
-    keys = list(content) if isinstance(content, dict) else range(len(content))
-    inner = [place for key in keys for place in places(content[key])]
-    return [(content, key) for key in keys] + inner
 
 
 JUNK = [None, True, 0, -1, 2.5, 10**6, 10**30, float("nan"), "", "\ud800\n", [], {}, [[0]], {"": 0}]

@@ -29,6 +29,7 @@ from fnet_jax.datasets.schema import (
 from fnet_jax.datasets.split import Split
 from fnet_jax.datasets.vg150 import tables
 from fnet_jax.errors import UserError
+from tests.json_values import places
 
 DATASETS = pathlib.Path(__file__).parents[2] / "datasets"
 settings = hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
@@ -367,15 +368,6 @@ def test_truncated_json_is_named(folder, name, filename):
             read_both(form, source)
         assert str(error.value).startswith(f"{path} is not valid JSON")
         assert "\n" not in str(error.value)
-
-
-def places(content):
-    """All (container, key) pairs of a JSON value."""
-    if not isinstance(content, dict | list):
-        return []
-    keys = list(content) if isinstance(content, dict) else range(len(content))
-    inner = [place for key in keys for place in places(content[key])]
-    return [(content, key) for key in keys] + inner
 
 
 NUMBERS_OR_NOT = [None, True, 0, 1, -1, 2.5, 10**30, 1e308, 1e-320, NAN, INFINITY, -INFINITY]
