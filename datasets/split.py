@@ -4,10 +4,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fnet_jax import image_ops
-from fnet_jax.errors import UserError
+from fnet_jax.errors import UserError, reason
 from fnet_jax.metrics import TrainingStatistics
-
-_SHOWN = 120  # characters of a library's message
 
 
 class Split:
@@ -79,11 +77,10 @@ class Split:
             return self._source[int(index)]
         # What array_record raises for files that are damaged, cut off or gone.
         except (RuntimeError, ValueError, KeyError, OSError) as error:
-            reason = " ".join(str(error).split())[:_SHOWN]
             raise UserError(
                 f"dataset {self.dataset}, split {self.name}: image {index} cannot be read from "
-                f"{self._folder} ({reason}); put the built dataset back, or delete what is left "
-                "of it to have it built again"
+                f"{self._folder} ({reason(error)}); put the built dataset back, or delete what "
+                "is left of it to have it built again"
             ) from error
 
     def _annotation(self, raw: dict) -> dict:

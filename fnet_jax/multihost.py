@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fnet_jax.errors import UserError
+from fnet_jax.errors import UserError, reason
 
 # After so long without a sign of life from one process the others end, too.
 HEARTBEAT_TIMEOUT = 30  # seconds
@@ -31,9 +31,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
         )
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
         where = f"--coordinator={coordinator}" if coordinator else "--cluster"
-        raise UserError(f"{where}: the processes cannot be joined ({reason})") from error
+        raise UserError(f"{where}: the processes cannot be joined ({reason(error)})") from error
 
 
 def is_first() -> bool:

@@ -169,15 +169,15 @@ def fit(
             skipped_in_a_row += 1
             cause = train_step.what_is_not_finite(pending, image_name)
             try:
-                where = f"the batch is in {bad_batch.write(workdir, pending, cause)}"
+                path = bad_batch.write(workdir, pending, cause)
+                where = f"the batch is in {path}, and --mode replay runs it again"
             except UserError as error:
                 where = f"the batch is lost: {error}"
             if not plan.skips or skipped_in_a_row > _MAX_SKIPPED:
                 raise train_step.NonFiniteLossError(
                     f"{cause}. Training stops and saves nothing more "
                     f"({_kept(checkpoints.step(checkpoint_lib.LATEST))}); {where}. "
-                    "--mode replay runs it again. Look at these images, or lower "
-                    "config.train.learning_rate"
+                    "Look at these images, or lower config.train.learning_rate"
                 )
             log.message(f"skipped. {cause}; {where}")
         now = time.perf_counter()
